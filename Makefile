@@ -1,0 +1,37 @@
+# make run: environment and the demo.  make test: environment and the tests.  make check: format, lint, types, layers, shell, spelling.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+help:  ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+venv: $(STAMP)  ## make the environment
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[plot,wandb,dev]'
+	@touch $@
+
+run: $(STAMP)  ## run the whole job on this machine, small: text in, continued-pretrained model out
+	$(BIN)/poro demo $(DEMO)
+
+test: $(STAMP)  ## run the tests; the last line is pytest's summary
+	@$(BIN)/python -m pytest
+
+check: $(STAMP)  ## format, lint, types, layers, shell scripts, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	git ls-files -z '*.sh' '*.sbatch' .ci/run | xargs -0 $(BIN)/shellcheck
+	$(BIN)/codespell
+
+clean:  ## remove what the demo and the environment left
+	rm -rf $(VENV) demo-out build *.egg-info
+
+.PHONY: help venv run test check clean

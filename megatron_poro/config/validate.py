@@ -1,0 +1,121 @@
+"""Rules that hold between the values of a run file; each problem is one line with the full key, the numbers and the way out."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+from megatron_poro.config.schema import DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig
+from megatron_poro.config.schema import head_dim
+
+NON_NEGATIVE = {
+    "head_dim", "data", "validate_every_steps", "validation_samples", "save_every_steps", "keep_last", "final_learning_rate",
+    "warmup_fraction", "weight_decay", "clip_gradient_norm", "adam_beta1", "adam_beta2", "seed", "initializer_std",
+}  # fmt: skip
+"""Keys that may be 0; every other number must be positive."""
+
+
+def find_problems(config: RunConfig) -> list[str]:
+    """Every broken rule of `config`."""
+    return [
+        *_find_bad_numbers(config),
+        *(_find_layout_problems(config.model, config.parallel) if not list(_find_bad_numbers(config)) else ()),
+        *_find_batch_problems(config),
+        *_find_data_problems(config.data),
+        *_find_schedule_problems(config.optimizer, config.training),
+    ]
+
+
+def _find_bad_numbers(config: RunConfig) -> Iterator[str]:
+    for name in ("model", "parallel", "training", "optimizer", "checkpoint", "observe"):
+        section = getattr(config, name)
+        for f in fields(section):
+            value = getattr(section, f.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            least_ok = value >= 0 if f.name in NON_NEGATIVE else value > 0
+            if not least_ok or value != value or value in (float("inf"), float("-inf")):
+                yield f"{name}.{f.name}: {value} is out of range; it must be {'at least' if f.name in NON_NEGATIVE else 'above'} 0"
+    if config.data.sequence_length <= 0:
+        yield f"data.sequence_length: {config.data.sequence_length} is out of range; it must be above 0"
+
+
+def _find_layout_problems(model: ModelConfig, parallel: ParallelConfig) -> Iterator[str]:
+    tensor = parallel.tensor
+    for key in ("num_attention_heads", "num_key_value_heads", "ffn_hidden_size"):
+        value = getattr(model, key)
+        if value % tensor:
+            yield f"parallel.tensor ({tensor}) does not divide model.{key} ({value}); choose a divisor of {value}"
+    if model.num_attention_heads % model.num_key_value_heads:
+        yield (
+            f"model.num_key_value_heads ({model.num_key_value_heads}) does not divide model.num_attention_heads "
+            f"({model.num_attention_heads}); each key/value head serves the same number of query heads"
+        )
+    if not model.head_dim and model.hidden_size % model.num_attention_heads:
+        yield (
+            f"model.num_attention_heads ({model.num_attention_heads}) does not divide model.hidden_size "
+            f"({model.hidden_size}); set model.head_dim"
+        )
+    elif head_dim(model) % 2:
+        yield f"model.head_dim ({head_dim(model)}) is odd; rotary positions turn pairs of numbers"
+    chunks = parallel.pipeline * parallel.virtual_stages
+    if model.num_layers % chunks:
+        yield (
+            f"parallel.pipeline ({parallel.pipeline}) x parallel.virtual_stages ({parallel.virtual_stages}) = {chunks} does "
+            f"not divide model.num_layers ({model.num_layers}); choose a divisor of {model.num_layers}"
+        )
+    if parallel.virtual_stages > 1 and parallel.pipeline == 1:
+        yield f"parallel.virtual_stages ({parallel.virtual_stages}) needs parallel.pipeline above 1"
+    if parallel.sequence and tensor == 1:
+        yield "parallel.sequence (true) needs parallel.tensor above 1; leave it out"
+
+
+def _find_batch_problems(config: RunConfig) -> Iterator[str]:
+    training, parallel = config.training, config.parallel
+    if training.micro_batch_size <= 0 or training.global_batch_size <= 0:
+        return
+    share = training.micro_batch_size * max(parallel.data, 1)
+    if training.global_batch_size % share:
+        yield (
+            f"training.global_batch_size ({training.global_batch_size}) is not a multiple of training.micro_batch_size "
+            f"({training.micro_batch_size}) x parallel.data ({max(parallel.data, 1)}) = {share}"
+        )
+        return
+    num_microbatches = training.global_batch_size // share
+    if parallel.virtual_stages > 1 and num_microbatches % max(parallel.pipeline, 1):
+        yield (
+            f"training.global_batch_size gives {num_microbatches} microbatches, not a multiple of parallel.pipeline "
+            f"({parallel.pipeline}) as virtual stages need"
+        )
+    if parallel.sequence and config.data.sequence_length % max(parallel.tensor, 1):
+        yield f"data.sequence_length ({config.data.sequence_length}) is not a multiple of parallel.tensor ({parallel.tensor})"
+
+
+def _find_data_problems(data: DataConfig) -> Iterator[str]:
+    if not data.sources:
+        yield "data.sources: empty; add a [[data.sources]] table with name, path and weight"
+    names = [source.name for source in data.sources]
+    for kind, all_names in (("sources", names), ("validation", [v.name for v in data.validation])):
+        for name in {n for n in all_names if all_names.count(n) > 1}:
+            yield f"data.{kind}: the name {name!r} stands twice; names must differ"
+    for n, source in enumerate(data.sources):
+        if not 0 <= source.weight < float("inf"):
+            yield f"data.sources[{n}].weight: {source.weight} is out of range; it must be at least 0"
+    for n, held in enumerate(data.validation):
+        if bool(held.path) == bool(held.source):
+            yield f"data.validation[{n}] ({held.name}): give either path or source, not both"
+        elif held.source and held.source not in names:
+            yield f"data.validation[{n}].source: {held.source!r} is no source; known: {', '.join(names)}"
+        elif held.source and held.last_sequences <= 0:
+            yield f"data.validation[{n}].last_sequences: {held.last_sequences} holds nothing out of {held.source!r}; give at least 1"
+
+
+def _find_schedule_problems(optimizer: OptimizerConfig, training: TrainingConfig) -> Iterator[str]:
+    if optimizer.final_learning_rate > optimizer.learning_rate:
+        yield (
+            f"optimizer.final_learning_rate ({optimizer.final_learning_rate}) is above optimizer.learning_rate "
+            f"({optimizer.learning_rate})"
+        )
+    if optimizer.warmup_fraction >= 1:
+        yield f"optimizer.warmup_fraction ({optimizer.warmup_fraction}) must be below 1"
+    for key in ("adam_beta1", "adam_beta2"):
+        if getattr(optimizer, key) >= 1:
+            yield f"optimizer.{key} ({getattr(optimizer, key)}) must be below 1"

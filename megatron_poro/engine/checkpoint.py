@@ -1,0 +1,192 @@
+"""Distributed checkpoints: megatron-core's torch_dist format, written under a temporary name and renamed when whole.
+
+A checkpoint holds the model, the optimizer where it is a training checkpoint, `model.json` (the shape, for conversion), `state.json`
+(where the run stands) and `config.toml` (the resolved run file). It loads at any tensor, pipeline, virtual and data size.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed import checkpoint as torch_checkpoint
+
+from megatron_poro.config import ModelConfig, RunConfig, save_run
+from megatron_poro.conversion import check_metadata_is_safe, read_model_config, write_model_config
+from megatron_poro.engine.model import unwrap
+from megatron_poro.errors import CheckpointError
+
+FORMAT = 1
+OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "distrib_optim_fully_reshardable_mem_efficient": False}
+SHAPE_FREE = frozenset({"shape", "initializer_std", "max_position_embeddings"})
+"""Keys of `model` that do not change what the weights mean."""
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run stands: optimizer steps taken, samples and tokens consumed."""
+
+    step: int = 0
+    samples: int = 0
+    tokens: int = 0
+
+
+class ThreadedSave(TorchDistSaveShardedStrategy):  # type: ignore[misc]
+    """megatron-core's format written by threads of this process.
+
+    megatron-core forks writers and waits for them for ever, also for one that was killed; threads die with their rank.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("torch_dist", 1)
+
+    def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: Path) -> None:
+        """Write this rank's shards and, on rank 0, the metadata. Every rank must call it."""
+        sharded_state_dict, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
+        torch_checkpoint.save(
+            mcore_to_pyt_state_dict(sharded_state_dict, False),
+            storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir, thread_count=2),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False),
+        )
+
+
+def checkpoint_path(run_directory: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies."""
+    return run_directory / "checkpoints" / f"step_{step:08d}"
+
+
+def list_checkpoints(run_directory: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first; one that was not finished has no such name and does not count."""
+    found = (run_directory / "checkpoints").glob("step_*")
+    return sorted(path for path in found if (path / "state.json").is_file())
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's state.json. Raises CheckpointError when it is missing or damaged."""
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint / 'state.json'}: cannot be read ({error}); move the folder away to resume from the one before"
+        ) from None
+    return state
+
+
+def save_checkpoint(
+    config: RunConfig,
+    state: TrainState,
+    chunks: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    *,
+    extra: dict[str, Any],
+) -> Path:
+    """Write the checkpoint after `state.step` steps; `extra` goes into state.json. Every rank must call it."""
+    target = checkpoint_path(Path(config.run_directory), state.step)
+    partial = target.with_name(f"partial-{target.name}")
+    if dist.get_rank() == 0:
+        for leftover in target.parent.glob("partial-*"):
+            shutil.rmtree(leftover)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    content = _model_state(chunks)
+    content["optimizer"] = optimizer.sharded_state_dict(dict(content), metadata=OPTIMIZER_METADATA)
+    dist_checkpointing.save(content, str(partial), sharded_strategy=ThreadedSave())
+    if dist.get_rank() == 0:
+        write_model_config(partial, config.model, source={"run": str(config.run_directory), "step": state.step})
+        save_run(config, partial / "config.toml")
+        document = {"format": FORMAT, **asdict(state), **extra}
+        (partial / "state.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
+        _publish(partial, target)
+    dist.barrier()
+    return target
+
+
+def load_training(checkpoint: Path, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> TrainState:
+    """Load weights and optimizer of a training checkpoint, strictly. Every rank must call it."""
+    check_metadata_is_safe(checkpoint)
+    content = _model_state(chunks)
+    content["optimizer"] = optimizer.sharded_state_dict(dict(content), is_loading=True, metadata=OPTIMIZER_METADATA)
+    loaded = dist_checkpointing.load(content, str(checkpoint), strict=StrictHandling.RAISE_ALL)
+    _set_model(chunks, loaded)
+    optimizer.load_state_dict(loaded["optimizer"])
+    state = read_state(checkpoint)
+    return TrainState(state["step"], state["samples"], state["tokens"])
+
+
+def load_weights(
+    checkpoint: Path, model: ModelConfig, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer
+) -> None:
+    """Load only the weights: the start of a run from a converted or trained checkpoint. Every rank must call it."""
+    check_same_model(checkpoint, model)
+    check_metadata_is_safe(checkpoint)
+    loaded, missing, unexpected = dist_checkpointing.load(
+        _model_state(chunks), str(checkpoint), strict=StrictHandling.RETURN_ALL
+    )
+    unused = sorted(key for key in missing if not key.startswith("optimizer.") and "_extra_state" not in key)
+    absent = sorted(key for key in unexpected if "_extra_state" not in key)
+    if unused or absent:
+        raise CheckpointError(f"{checkpoint}: not this model: lacks {absent or 'nothing'}, has unknown {unused or 'nothing'}")
+    _set_model(chunks, loaded)
+    optimizer.reload_model_params()
+
+
+def check_same_model(checkpoint: Path, model: ModelConfig) -> None:
+    """Raise CheckpointError naming every key in which the checkpoint's model differs from the run file's."""
+    theirs, ours = asdict(read_model_config(checkpoint)), asdict(model)
+    ours["head_dim"] = ours["head_dim"] or model.hidden_size // model.num_attention_heads
+    theirs["head_dim"] = theirs["head_dim"] or theirs["hidden_size"] // theirs["num_attention_heads"]
+    differing = [f"model.{key} is {ours[key]}, there {theirs[key]}" for key in ours if key not in SHAPE_FREE and ours[key] != theirs[key]]
+    if differing:
+        raise CheckpointError(f"{checkpoint}: holds another model: {'; '.join(differing)}; change the run file or the checkpoint")
+
+
+def remove_old_checkpoints(run_directory: Path, keep_last: int) -> None:
+    """Delete all but the newest `keep_last` checkpoints; 0 keeps all. Only rank 0 may call it."""
+    for old in list_checkpoints(run_directory)[: -keep_last or None] if keep_last else ():
+        doomed = old.with_name(f"partial-{old.name}")
+        old.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _model_state(chunks: Sequence[DistributedDataParallel]) -> dict[str, Any]:
+    return {_chunk_key(n, chunks): unwrap(chunk).sharded_state_dict() for n, chunk in enumerate(chunks)}
+
+
+def _set_model(chunks: Sequence[DistributedDataParallel], loaded: dict[str, Any]) -> None:
+    for n, chunk in enumerate(chunks):
+        unwrap(chunk).load_state_dict(loaded[_chunk_key(n, chunks)])
+
+
+def _chunk_key(n: int, chunks: Sequence[DistributedDataParallel]) -> str:
+    return f"model{n}" if len(chunks) > 1 else "model"
+
+
+def _publish(partial: Path, target: Path) -> None:
+    """Flush every file, then give the folder its name: from here on the checkpoint counts."""
+    for path in (*partial.rglob("*"), partial):
+        _sync(path)
+    partial.rename(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,55 @@
+"""Process groups: made here and nowhere else."""
+
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_poro.engine.launch import World
+from megatron_poro.engine.platform import Platform
+from megatron_poro.topology import Layout
+
+
+def start_groups(world: World, layout: Layout, platform: Platform, *, timeout_seconds: float = 1200.0) -> None:
+    """Join the other processes and make the layout's groups. Every rank must call it; it works at world size 1."""
+    store = None
+    if world.listen_fd is not None or world.is_local:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        store = dist.TCPStore(
+            world.address,
+            world.port,
+            world.size,
+            is_master=world.rank == 0,
+            master_listen_fd=world.listen_fd if world.rank == 0 else None,
+            wait_for_workers=False,
+        )
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    dist.init_process_group(platform.backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual_stages if layout.virtual_stages > 1 else None,
+        create_gloo_process_groups=False,
+    )
+
+
+def stop_groups() -> None:
+    """Leave the groups after a good end. After an exception do not call it: other ranks may be anywhere."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def holds_loss() -> bool:
+    """True on the one rank per model copy that reports losses: last stage, first of its tensor group."""
+    return bool(
+        parallel_state.is_pipeline_last_stage(ignore_virtual=True) and parallel_state.get_tensor_model_parallel_rank() == 0
+    )
+
+
+def sum_over_world(values: torch.Tensor) -> torch.Tensor:
+    """The sum of `values` over all ranks, on every rank. Every rank must call it."""
+    dist.all_reduce(values)
+    return values

@@ -1,0 +1,185 @@
+"""Where this process stands among the others, and starting the others: the one file that reads the launcher's environment.
+
+Three ways to start, one command: torchrun sets RANK and WORLD_SIZE; srun sets SLURM_PROCID for each task; without either,
+`start_local` starts the processes that the layout needs on this machine. Imports no torch, so the parent stays light.
+"""
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from megatron_poro.errors import LaunchError
+
+LISTEN_FD = "PORO_LISTEN_FD"
+LOCAL = "PORO_LOCAL_LAUNCH"
+GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: `address` and `port` are where rank 0 listens; `listen_fd` is its inherited socket, if any."""
+
+    rank: int
+    size: int
+    local_rank: int
+    address: str = "127.0.0.1"
+    port: int = 0
+    listen_fd: int | None = None
+    is_local: bool = False
+
+
+def read_world(environment: Mapping[str, str]) -> World | None:
+    """This process's place according to torchrun or srun; None when neither started it."""
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        fd = environment.get(LISTEN_FD)
+        return World(
+            rank=int(environment["RANK"]),
+            size=int(environment["WORLD_SIZE"]),
+            local_rank=int(environment.get("LOCAL_RANK", "0")),
+            address=environment.get("MASTER_ADDR", "127.0.0.1"),
+            port=int(environment.get("MASTER_PORT", "29500")),
+            listen_fd=int(fd) if fd else None,
+            is_local=LOCAL in environment,
+        )
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return _read_slurm(environment)
+    return None
+
+
+def alone() -> World:
+    """The world of a single process."""
+    with _listen() as listener:
+        port = listener.getsockname()[1]
+        return World(rank=0, size=1, local_rank=0, port=port, listen_fd=os.dup(listener.fileno()), is_local=True)
+
+
+def _read_slurm(environment: Mapping[str, str]) -> World:
+    """srun's variables; the first node of the step serves as the meeting point, the port follows from the job id."""
+    hosts = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "localhost"))
+    port = 20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000
+    return World(
+        rank=int(environment["SLURM_PROCID"]),
+        size=int(environment["SLURM_STEP_NUM_TASKS"]),
+        local_rank=int(environment["SLURM_LOCALID"]),
+        address=environment.get("MASTER_ADDR", first_host(hosts)),
+        port=int(environment.get("MASTER_PORT", port)),
+    )
+
+
+def first_host(nodelist: str) -> str:
+    """The first host of a Slurm node list: `nid[000012-000015,000020],login1` -> `nid000012`."""
+    match = re.match(r"([^,\[]+)(?:\[([^,\-\]]+)[^\]]*\])?([^,]*)", nodelist)
+    if not match:
+        raise LaunchError(f"SLURM_STEP_NODELIST: cannot read a host name from {nodelist!r}; set MASTER_ADDR")
+    return "".join(part or "" for part in match.groups())
+
+
+def export_world(world: World) -> None:
+    """Tell torch.distributed's own environment reader where rank 0 is, for the launchers that do not (srun)."""
+    os.environ.update(
+        RANK=str(world.rank),
+        WORLD_SIZE=str(world.size),
+        LOCAL_RANK=str(world.local_rank),
+        MASTER_ADDR=world.address,
+        MASTER_PORT=str(world.port),
+    )
+
+
+@contextlib.contextmanager
+def _listen() -> Iterator[socket.socket]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(4096)
+        yield listener
+
+
+def start_local(command: Sequence[str], num_processes: int) -> int:
+    """Run `command` as `num_processes` ranks on this machine; returns their exit code, 0 when all ended well.
+
+    When one ends badly the others are ended within seconds and its exit code is returned; a signal gives 128 + its number. Rank 0
+    inherits a listening socket, so no port is guessed.
+    """
+    with _listen() as listener:
+        processes = [_start_rank(command, rank, num_processes, listener) for rank in range(num_processes)]
+    forward = {number: signal.signal(number, _forward_to(processes)) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return _wait(processes)
+    finally:
+        for number, handler in forward.items():
+            signal.signal(number, handler)
+        _end(processes)
+
+
+def _start_rank(command: Sequence[str], rank: int, size: int, listener: socket.socket) -> "subprocess.Popen[bytes]":
+    threads = max(1, (os.cpu_count() or 1) // size)
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(listener.getsockname()[1]),
+        LOCAL: "1",
+    }
+    fds = ()
+    if rank == 0:
+        environment[LISTEN_FD] = str(listener.fileno())
+        fds = (listener.fileno(),)
+    return subprocess.Popen(command, env=environment, pass_fds=fds)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies, so that no rank outlives a killed launcher."""
+    if LOCAL not in os.environ or not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent or parent == 1:
+        os._exit(1)
+
+
+def _forward_to(processes: Sequence["subprocess.Popen[bytes]"]) -> "signal._HANDLER":
+    def forward(number: int, frame: object) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    return forward
+
+
+def _wait(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
+    """0 once all ended well, or the exit code of the first that did not."""
+    while True:
+        codes = [process.poll() for process in processes]
+        for rank, code in enumerate(codes):
+            if code:
+                if code < 0:
+                    print(f"error: rank {rank} was ended by {signal.Signals(-code).name}; the others are stopped", file=sys.stderr)
+                return code if code > 0 else 128 - code
+        if all(code == 0 for code in codes):
+            return 0
+        time.sleep(0.02)
+
+
+def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """End what still runs: first asked, then killed."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

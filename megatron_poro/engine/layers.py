@@ -1,0 +1,92 @@
+"""The layer that the model is built of: Transformer Engine's where it is installed, else megatron-core's own linear layers with
+our RMSNorm and scaled-dot-product attention. Both give checkpoints the same names."""
+
+import importlib.util
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+HAS_TRANSFORMER_ENGINE = importlib.util.find_spec("transformer_engine") is not None
+HAS_APEX = importlib.util.find_spec("apex") is not None
+
+
+def build_layer_spec(num_layers: int) -> TransformerBlockSubmodules | ModuleSpec:
+    """The spec of one model chunk with `num_layers` layers."""
+    if HAS_TRANSFORMER_ENGINE:
+        return get_gpt_layer_with_transformer_engine_spec()
+    norm = _apex_norm() if HAS_APEX else RMSNorm
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer.submodules.input_layernorm = norm
+    layer.submodules.pre_mlp_layernorm = norm
+    layer.submodules.self_attention.submodules.core_attention = ScaledDotProductAttention
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm; its weight is marked so that megatron-core sums its gradient over a sequence-parallel group."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+def _apex_norm() -> type[torch.nn.Module]:
+    from apex.normalization import MixedFusedRMSNorm
+
+    class ApexRMSNorm(MixedFusedRMSNorm):  # type: ignore[misc]
+        """apex's fused RMSNorm, marked like ours."""
+
+        def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+            super().__init__(hidden_size, eps=eps)
+            self.weight.data = self.weight.data.to(config.params_dtype)
+            self.weight.sequence_parallel = config.sequence_parallel
+
+    return ApexRMSNorm
+
+
+class ScaledDotProductAttention(MegatronModule):
+    """Causal grouped-query attention through torch, which reaches the flash kernels of CPU, NVIDIA and ROCm."""
+
+    def __init__(  # megatron-core passes all of these by keyword
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        *,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ) -> None:
+        super().__init__(config=config)
+        if config.context_parallel_size != 1:
+            raise ValueError("context parallelism needs Transformer Engine's attention")
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: object | None = None,
+    ) -> torch.Tensor:
+        """Attend: query [seq, batch, heads, dim], key and value [seq, batch, kv_heads, dim] -> [seq, batch, heads * dim]."""
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [batch, heads, seq, dim]
+        context = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=True
+        )
+        return context.permute(2, 0, 1, 3).flatten(2)  # [seq, batch, heads * dim]

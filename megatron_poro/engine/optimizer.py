@@ -1,0 +1,49 @@
+"""megatron-core's distributed optimizer for the model chunks of this process."""
+
+from collections.abc import Sequence
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+
+from megatron_poro.config import RunConfig
+from megatron_poro.engine.adam import provide_fused_adam
+
+
+def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
+    """AdamW with its state sharded over the data axis; gradients are finalised through the chunks' config. Every rank must call it."""
+    provide_fused_adam()
+    ours, bf16 = config.optimizer, config.training.precision == "bf16"
+    overlap = chunks[0].ddp_config.overlap_param_gather
+    optimizer = get_megatron_optimizer(
+        MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=ours.learning_rate,
+            min_lr=ours.final_learning_rate,
+            weight_decay=ours.weight_decay,
+            adam_beta1=ours.adam_beta1,
+            adam_beta2=ours.adam_beta2,
+            adam_eps=ours.adam_epsilon,
+            clip_grad=ours.clip_gradient_norm,
+            bf16=bf16,
+            params_dtype=torch.bfloat16 if bf16 else torch.float32,
+            use_distributed_optimizer=True,
+            overlap_param_gather=overlap,
+        ),
+        list(chunks),
+        use_gloo_process_groups=False,
+    )
+    transformer = chunks[0].config
+    transformer.grad_scale_func = optimizer.scale_loss
+    transformer.finalize_model_grads_func = finalize_model_grads
+    if chunks[0].ddp_config.overlap_grad_reduce:
+        transformer.no_sync_func = [chunk.no_sync for chunk in chunks] if len(chunks) > 1 else chunks[0].no_sync
+    return optimizer
+
+
+def set_learning_rate(optimizer: MegatronOptimizer, rate: float, weight_decay: float) -> None:
+    """Set what the next step uses; groups that are not decayed (norms) carry a multiplier of 0."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)

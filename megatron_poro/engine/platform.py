@@ -1,0 +1,160 @@
+"""What the processes compute on, and what unmodified megatron-core needs to run on a CPU.
+
+megatron-core asks torch.cuda for devices, streams and generators, and names the device "cuda" in a few factory calls. On a machine
+without an accelerator `install_cpu_platform` answers those calls with the CPU. It is never active where an accelerator is present.
+"""
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+CPU = torch.device("cpu")
+FACTORIES = ("arange", "empty", "full", "ones", "rand", "randn", "tensor", "zeros")
+
+
+@dataclass(frozen=True)
+class Platform:
+    """Kind of device (`cpu`, `cuda`, `rocm`), this process's device, and the torch.distributed backend for it."""
+
+    kind: str
+    device: torch.device
+    backend: str
+
+    @property
+    def is_cpu(self) -> bool:
+        """True on the embedded default."""
+        return self.kind == "cpu"
+
+
+def start_platform(local_rank: int) -> Platform:
+    """The platform of this process, made ready: device chosen, or the CPU answering for it. Call before importing megatron.core."""
+    _quiet_known_warnings()
+    if not torch.cuda.is_available():
+        install_cpu_platform()
+        return Platform("cpu", CPU, "gloo")
+    torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    kind = "rocm" if torch.version.hip else "cuda"
+    return Platform(kind, torch.device("cuda", torch.cuda.current_device()), "nccl")
+
+
+def _quiet_known_warnings() -> None:
+    """megatron-core warns on import about packages that are optional here (`poro doctor` lists them) and about its own use of torch."""
+    warnings.filterwarnings("ignore", module=r"megatron\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+
+
+def install_cpu_platform() -> None:
+    """Let the CPU answer for torch.cuda, once per process. Raises RuntimeError where an accelerator is present."""
+    if getattr(torch.cuda, "_answered_by_cpu", False):
+        return
+    if torch.cuda.is_available():
+        raise RuntimeError("the CPU platform must not be installed beside an accelerator")
+    torch.cuda._answered_by_cpu = True  # type: ignore[attr-defined]
+    _answer_device_calls()
+    _answer_types()
+    _redirect_factories()
+    _redirect_generators()
+
+
+class _Stream:
+    """A stream or event of a device that does everything at once."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return _nothing
+
+    def record_event(self, *args: object) -> "_Stream":
+        return _Stream()
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, other: object) -> float:
+        return 0.0
+
+    def __enter__(self) -> "_Stream":
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+
+def _nothing(*args: object, **kwargs: object) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def _no_context(*args: object, **kwargs: object) -> Iterator[None]:
+    yield
+
+
+def _answer_device_calls() -> None:
+    cuda: Any = torch.cuda
+    for name in ("set_device", "synchronize", "empty_cache", "manual_seed", "manual_seed_all", "reset_peak_memory_stats"):
+        setattr(cuda, name, _nothing)
+    cuda.nvtx.range_push = cuda.nvtx.range_pop = _nothing
+    cuda.current_device = lambda: CPU
+    cuda.current_stream = cuda.default_stream = lambda *args: _Stream()
+    cuda.Stream = cuda.Event = _Stream
+    cuda.stream = cuda.device = _no_context
+    cuda.get_device_capability = lambda *args: (0, 0)
+    cuda.memory_allocated = cuda.max_memory_allocated = lambda *args: 0
+    cuda.is_current_stream_capturing = lambda: False
+    tensor: Any = torch.Tensor
+    module: Any = torch.nn.Module
+    tensor.cuda = module.cuda = lambda self, *args, **kwargs: self
+
+
+def _answer_types() -> None:
+    """megatron-core compares type names with `torch.cuda.FloatTensor` and asks isinstance of the cuda types."""
+    cuda: Any = torch.cuda
+    cuda.FloatTensor, cuda.HalfTensor, cuda.BFloat16Tensor = torch.FloatTensor, torch.HalfTensor, torch.BFloat16Tensor
+    tensor: Any = torch.Tensor
+    original = tensor.type
+
+    def type_name(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs:
+            return original(self, *args, **kwargs)
+        return original(self).replace("torch.", "torch.cuda.", 1)
+
+    tensor.type = type_name
+
+
+def _redirect_factories() -> None:
+    """`torch.zeros(..., device="cuda")` makes a CPU tensor.
+
+    Wrapping the few factories costs nothing elsewhere; a TorchFunctionMode would tax every operation.
+    """
+    for name in FACTORIES:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+
+
+def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(factory)
+    def redirected(*args: Any, **kwargs: Any) -> Any:
+        device = kwargs.get("device")
+        if device is not None and str(device).startswith("cuda"):
+            kwargs["device"] = CPU
+        return factory(*args, **kwargs)
+
+    return redirected
+
+
+def _redirect_generators() -> None:
+    """Random states of the device are the CPU generator's. Seeding stays apart: torch.manual_seed itself seeds the device."""
+    cuda: Any = torch.cuda
+    get_state: Callable[..., torch.Tensor] = lambda *args, **kwargs: torch.get_rng_state()  # noqa: E731
+    set_state: Callable[..., None] = lambda state, *args, **kwargs: torch.set_rng_state(state)  # noqa: E731
+    cuda.get_rng_state = cuda.random.get_rng_state = get_state
+    cuda.set_rng_state = cuda.random.set_rng_state = set_state
+    import megatron.core.tensor_parallel.random as megatron_random
+
+    functions: Any = megatron_random
+    functions._get_cuda_rng_state, functions._set_cuda_rng_state = get_state, set_state

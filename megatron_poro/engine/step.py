@@ -1,0 +1,90 @@
+"""One optimizer step, or one pass over held-out samples, through megatron-core's pipeline schedule."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_poro.engine.groups import holds_loss, sum_over_world
+
+Microbatch = tuple[np.ndarray[Any, np.dtype[np.int64]], int]
+"""Token ids [batch, seq + 1] and how many of the rows count; the others fill the shape up."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Mean loss per token over the global batch in nats, gradient norm before clipping, and whether the weights were updated."""
+
+    loss: float
+    gradient_norm: float
+    updated: bool
+
+
+def train_step(
+    chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, microbatches: Sequence[Microbatch]
+) -> StepResult:
+    """Forward, backward and update over this rank's microbatches. Every rank must call it."""
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
+    optimizer.zero_grad()
+    totals = _run_schedule(chunks, microbatches, forward_only=False)
+    updated, gradient_norm, _ = optimizer.step()
+    return StepResult(_mean(totals), float(gradient_norm or 0.0), bool(updated))
+
+
+@torch.no_grad()
+def evaluate(chunks: Sequence[DistributedDataParallel], microbatches: Sequence[Microbatch]) -> float:
+    """Mean loss per token over the rows that count, in nats, on every rank. Every rank must call it."""
+    for chunk in chunks:
+        chunk.eval()
+    totals = _run_schedule(chunks, microbatches, forward_only=True)
+    for chunk in chunks:
+        chunk.train()
+    return _mean(totals)
+
+
+def _run_schedule(chunks: Sequence[DistributedDataParallel], microbatches: Sequence[Microbatch], *, forward_only: bool) -> torch.Tensor:
+    """Sum of token losses and number of tokens, float64 [2], summed over all ranks."""
+    batch_size, row = microbatches[0][0].shape
+    iterators: list[Iterator[Microbatch]] = [iter(microbatches) for _ in chunks]
+    reports = get_forward_backward_func()(
+        forward_step_func=_forward_step,
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=list(chunks) if len(chunks) > 1 else chunks[0],
+        num_microbatches=len(microbatches),
+        seq_length=row - 1,
+        micro_batch_size=batch_size,
+        forward_only=forward_only,
+    )
+    totals = torch.zeros(2, dtype=torch.float64, device=next(chunks[0].parameters()).device)
+    if holds_loss():
+        totals += torch.stack(reports).sum(dim=0)
+    return sum_over_world(totals)
+
+
+def _forward_step(microbatches: Iterator[Microbatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
+    """What the schedule calls for each microbatch and chunk: the chunk's output, and the loss to take from the last one's."""
+    rows, num_rows = next(microbatches)
+    tokens = torch.from_numpy(rows).to(next(model.parameters()).device)  # [batch, seq + 1]
+    positions = torch.arange(rows.shape[1] - 1, device=tokens.device)[None]  # [1, seq]
+    losses = model(tokens[:, :-1].contiguous(), positions, None, labels=tokens[:, 1:].contiguous())
+    return losses, partial(_report_loss, num_rows)
+
+
+def _report_loss(num_rows: int, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean loss of a microbatch for the backward pass, and [sum, tokens] over the rows that count for the report."""
+    counted = losses[:num_rows]
+    report = torch.tensor([0.0, counted.numel()], dtype=torch.float64, device=losses.device)
+    report[0] = counted.detach().double().sum()
+    return losses.mean(), report
+
+
+def _mean(totals: torch.Tensor) -> float:
+    total, num_tokens = totals.tolist()
+    return float(total / num_tokens)

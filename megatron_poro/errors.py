@@ -1,0 +1,40 @@
+"""What a user did wrong, as exceptions the command line turns into one line and exit code 2.
+
+A `PoroError` names the culprit (file, key, number) and the way out. A bug raises the builtin and keeps its traceback.
+"""
+
+from collections.abc import Sequence
+
+from data_indexing.errors import DataError
+
+
+class PoroError(Exception):
+    """A mistake of the user's: the message is one line that names the culprit and the way out."""
+
+
+class ConfigError(PoroError):
+    """One or more problems of a run file; `problems` holds one line each, with the full key."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class LayoutError(PoroError):
+    """The parallel layout fits neither the model nor the processes."""
+
+
+class ConversionError(PoroError):
+    """A checkpoint or Hugging Face directory that cannot be converted as it is."""
+
+
+class CheckpointError(PoroError):
+    """A training checkpoint that is missing, damaged, or does not belong to this run."""
+
+
+class LaunchError(PoroError):
+    """Processes that could not be started, or one of them that died."""
+
+
+USER_ERRORS = (PoroError, DataError)
+"""What the command line reports without a traceback."""

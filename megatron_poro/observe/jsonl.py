@@ -1,0 +1,52 @@
+"""metrics.jsonl: one JSON object a line, appended, never rewritten.
+
+Every record has `event` (`start`, `step`, `validation`, `checkpoint`, `end`), `step` and `time` (seconds since 1970). A `start` at
+step n takes back every record of a later step: a run that was killed repeats those steps. `read_metrics` applies that.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+class JsonLinesSink:
+    """Appends records to a file; each line reaches the kernel at once, so a killed process loses none."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - lives as long as the run
+        self._end_torn_line()
+
+    def write(self, record: Record) -> None:
+        """Append one record."""
+        self._file.write(json.dumps(record).encode() + b"\n")
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _end_torn_line(self) -> None:
+        """A kill in the middle of a write leaves a line without an end; the next record must not continue it."""
+        size = self._file.seek(0, os.SEEK_END)
+        if size:
+            self._file.seek(size - 1)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """The records that count, in order: torn lines and steps that were repeated after a restart are left out."""
+    records: list[Record] = []
+    for line in path.read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record["event"] == "start":
+            records = [earlier for earlier in records if earlier["step"] <= record["step"]]
+        records.append(record)
+    return records

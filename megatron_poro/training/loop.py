@@ -1,0 +1,187 @@
+"""The training loop of one rank: start or resume, then step, log, validate and save until the run is done or told to stop."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+
+from data_indexing.progress import progress
+from megatron_poro import __version__
+from megatron_poro.config import RunConfig, save_run
+from megatron_poro.config.parse import to_plain
+from megatron_poro.data import TrainingData, ledger_at
+from megatron_poro.engine import checkpoint as checkpoints
+from megatron_poro.engine.checkpoint import TrainState
+from megatron_poro.engine.groups import start_groups, stop_groups
+from megatron_poro.engine.launch import World
+from megatron_poro.engine.model import build_model
+from megatron_poro.engine.optimizer import build_optimizer, set_learning_rate
+from megatron_poro.engine.platform import start_platform
+from megatron_poro.engine.schedule import learning_rate
+from megatron_poro.engine.step import StepResult, evaluate, train_step
+from megatron_poro.observe import SinkGroup, open_sinks
+from megatron_poro.topology import Layout
+from megatron_poro.training.microbatches import training_microbatches, validation_microbatches
+from megatron_poro.training.resume import check_resume
+
+
+@dataclass
+class Trainer:
+    """What one rank holds while it trains."""
+
+    config: RunConfig
+    layout: Layout
+    data: TrainingData
+    chunks: list[DistributedDataParallel]
+    optimizer: MegatronOptimizer
+    sinks: SinkGroup
+    is_first: bool
+    data_rank: int
+    state: TrainState
+
+
+def train(config: RunConfig, world: World, layout: Layout, *, stop_after: int | None = None) -> None:
+    """Train to the end of the run, or to step `stop_after`. Every rank must call it."""
+    platform = start_platform(world.local_rank)
+    start_groups(world, layout, platform)
+    run_directory = Path(config.run_directory)
+    chunks = build_model(config, layout, platform)
+    trainer = Trainer(
+        config=config,
+        layout=layout,
+        data=TrainingData(config.data),
+        chunks=chunks,
+        optimizer=build_optimizer(config, chunks),
+        sinks=open_sinks(config.observe, run_directory, to_plain(config)) if world.rank == 0 else SinkGroup([]),
+        is_first=world.rank == 0,
+        data_rank=parallel_state.get_data_parallel_rank(),
+        state=TrainState(),
+    )
+    _start_or_resume(trainer)
+    _run_steps(trainer, min(config.training.steps, stop_after if stop_after is not None else sys.maxsize))
+    _write(trainer, "end")
+    trainer.sinks.close()
+    trainer.data.close()
+    stop_groups()
+
+
+def _start_or_resume(trainer: Trainer) -> None:
+    """Load the newest checkpoint of the run, or the initial weights, and say which."""
+    config = trainer.config
+    found = checkpoints.list_checkpoints(Path(config.run_directory))
+    if found:
+        saved = checkpoints.read_state(found[-1])
+        check_resume(config, found[-1], saved["data"], trainer.data.fingerprint())
+        trainer.state = checkpoints.load_training(found[-1], trainer.chunks, trainer.optimizer)
+    elif config.checkpoint.initial:
+        checkpoints.load_weights(Path(config.checkpoint.initial), config.model, trainer.chunks, trainer.optimizer)
+    origin = str(found[-1] if found else config.checkpoint.initial or "random weights")
+    if trainer.is_first:
+        save_run(config, Path(config.run_directory) / "config.toml")
+        print(f"training {trainer.layout} from {origin}, step {trainer.state.step} of {config.training.steps}", flush=True)
+    _write(trainer, "start", origin=origin, layout=str(trainer.layout), versions=versions())
+    if not found:
+        _validate(trainer)
+
+
+def _run_steps(trainer: Trainer, last_step: int) -> None:
+    training, every = trainer.config.training, trainer.config.checkpoint.save_every_steps
+    todo = max(last_step - trainer.state.step, 0)
+    with _step_progress(trainer, todo) as advance:
+        while trainer.state.step < last_step:
+            _take_step(trainer)
+            step = trainer.state.step
+            ends = step == last_step
+            if step == training.steps or (training.validate_every_steps and step % training.validate_every_steps == 0):
+                _validate(trainer)
+            if ends or (every and step % every == 0):
+                _save(trainer)
+            advance(1)
+
+
+def _take_step(trainer: Trainer) -> None:
+    """One optimizer step, and its line of metrics."""
+    config, before = trainer.config, trainer.state
+    started = time.monotonic()
+    rate = learning_rate(before.step, config.training.steps, config.optimizer)
+    set_learning_rate(trainer.optimizer, rate, config.optimizer.weight_decay)
+    microbatches = training_microbatches(config, trainer.data, trainer.layout, step=before.step, data_rank=trainer.data_rank)
+    result = train_step(trainer.chunks, trainer.optimizer, microbatches)
+    samples = before.samples + config.training.global_batch_size
+    trainer.state = TrainState(before.step + 1, samples, samples * config.data.sequence_length)
+    if trainer.state.step % config.observe.log_every_steps == 0:
+        _log_step(trainer, result, rate, time.monotonic() - started)
+
+
+def _log_step(trainer: Trainer, result: StepResult, rate: float, seconds: float) -> None:
+    batch_tokens = trainer.config.training.global_batch_size * trainer.config.data.sequence_length
+    _write(
+        trainer,
+        "step",
+        loss=result.loss,
+        gradient_norm=result.gradient_norm,
+        learning_rate=rate,
+        updated=result.updated,
+        samples=trainer.state.samples,
+        tokens=trainer.state.tokens,
+        seconds=seconds,
+        tokens_per_second=batch_tokens / seconds,
+    )
+    if trainer.is_first and not sys.stderr.isatty():
+        print(
+            f"step {trainer.state.step}/{trainer.config.training.steps}  loss {result.loss:.5f}  "
+            f"gradient norm {result.gradient_norm:.4f}  rate {rate:.3g}  {batch_tokens / seconds:,.0f} tokens/s",
+            flush=True,
+        )
+
+
+def _validate(trainer: Trainer) -> None:
+    """The loss of every held-out set."""
+    losses = {
+        name: evaluate(
+            trainer.chunks,
+            validation_microbatches(trainer.config, held_out, trainer.layout, data_rank=trainer.data_rank),
+        )
+        for name, held_out in trainer.data.validation.items()
+    }
+    if losses:
+        _write(trainer, "validation", losses=losses)
+        if trainer.is_first:
+            listed = "  ".join(f"{name} {loss:.5f}" for name, loss in losses.items())
+            print(f"validation at step {trainer.state.step}:  {listed}", flush=True)
+
+
+def _save(trainer: Trainer) -> None:
+    """Save a checkpoint with its ledger, and drop the oldest."""
+    config = trainer.config
+    ledger = ledger_at(trainer.data.order, trainer.state.samples).as_dict()
+    extra = {"ledger": ledger, "data": trainer.data.fingerprint(), "layout": str(trainer.layout), "versions": versions()}
+    path = checkpoints.save_checkpoint(config, trainer.state, trainer.chunks, trainer.optimizer, extra=extra)
+    _write(trainer, "checkpoint", path=str(path), ledger=ledger)
+    if trainer.is_first:
+        checkpoints.remove_old_checkpoints(Path(config.run_directory), config.checkpoint.keep_last)
+
+
+def _write(trainer: Trainer, event: str, **values: Any) -> None:
+    trainer.sinks.write({"event": event, "step": trainer.state.step, "time": time.time(), **values})
+
+
+def _step_progress(trainer: Trainer, num_steps: int) -> Any:
+    import contextlib  # noqa: PLC0415
+
+    if not trainer.is_first:
+        return contextlib.nullcontext(lambda amount: None)
+    return progress("training", num_steps, "step")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the weights."""
+    from megatron.core import __version__ as megatron_version  # noqa: PLC0415
+
+    return {"megatron_poro": __version__, "megatron_core": megatron_version, "torch": torch.__version__}

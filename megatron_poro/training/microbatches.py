@@ -1,0 +1,55 @@
+"""Rows of token ids as the microbatches that one rank feeds through the pipeline schedule."""
+
+from typing import Any
+
+import numpy as np
+
+from megatron_poro.config import RunConfig
+from megatron_poro.data import HeldOutSet, TrainingData
+from megatron_poro.errors import ConfigError
+from megatron_poro.topology import Layout, microbatch_samples
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def training_microbatches(config: RunConfig, data: TrainingData, layout: Layout, *, step: int, data_rank: int) -> list[tuple[Rows, int]]:
+    """This rank's part of step `step` (counted from 0): arrays [micro_batch, seq + 1] and their number of rows."""
+    training = config.training
+    size = training.micro_batch_size
+    first = step * training.global_batch_size
+    num_microbatches = training.global_batch_size // (size * layout.data)
+    spans = [microbatch_samples(first, n, size, (data_rank, layout.data)) for n in range(num_microbatches)]
+    return [(_checked(data.samples(span), config.model.vocab_size, f"samples {span.start}-{span.stop - 1}"), size) for span in spans]
+
+
+def validation_microbatches(config: RunConfig, held_out: HeldOutSet, layout: Layout, *, data_rank: int) -> list[tuple[Rows, int]]:
+    """This rank's part of a held-out set: arrays [micro_batch, seq + 1] and how many of the rows count.
+
+    Every rank gets the same number of microbatches, a multiple of the stages; rows are repeated to fill them up and do not count.
+    """
+    size = config.training.micro_batch_size
+    wanted = config.training.validation_samples or held_out.num_samples
+    num_samples = min(wanted, held_out.num_samples)
+    per_round = size * layout.data * layout.pipeline
+    num_microbatches = -(-num_samples // per_round) * layout.pipeline
+    microbatches = []
+    for n in range(num_microbatches):
+        span = microbatch_samples(0, n, size, (data_rank, layout.data))
+        real = range(min(span.start, num_samples), min(span.stop, num_samples))
+        filler = held_out.samples(range(1)).repeat(size - len(real), axis=0)  # [rows short of a micro-batch, seq + 1]
+        rows = np.concatenate([held_out.samples(real), filler]) if len(real) else filler
+        microbatches.append((_checked(rows, config.model.vocab_size, f"validation set {held_out.name!r}"), len(real)))
+    return microbatches
+
+
+def _checked(rows: Rows, vocab_size: int, where: str) -> Rows:
+    """Refuse ids beyond the vocabulary: a sharded embedding would read them as zeros in silence."""
+    largest = int(rows.max())
+    if largest >= vocab_size:
+        raise ConfigError(
+            [
+                f"data: {where} hold token id {largest}, beyond model.vocab_size ({vocab_size}); the files were made with another "
+                "tokenizer (`poro data verify` tells which)"
+            ]
+        )
+    return rows

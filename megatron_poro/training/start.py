@@ -1,0 +1,148 @@
+"""From a run file to running ranks. What can be checked before a process group exists is checked here, without torch."""
+
+import contextlib
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from megatron_poro.config import RunConfig, load_run
+from megatron_poro.data import TrainingData
+from megatron_poro.engine.launch import World, alone, die_with_parent, export_world, read_world, start_local
+from megatron_poro.errors import USER_ERRORS, CheckpointError, ConfigError, LaunchError
+from megatron_poro.topology import Layout, build_layout
+
+USER_ERROR_CODE = 2
+LOCK_PATIENCE_SECONDS = 10.0
+
+
+def run_training(path: Path, overrides: Sequence[str], *, stop_after: int | None = None) -> int:
+    """Train the run file to its end, resuming where it stands; returns the exit code.
+
+    Under torchrun or srun this process is one rank. Otherwise it starts the ranks that the layout needs on this machine.
+    `stop_after` saves and ends once that many steps of the run are done.
+    """
+    config = load_run(path, overrides)
+    world = read_world(os.environ)
+    if world is not None:
+        die_with_parent()
+        return _run_rank(config, world, stop_after)
+    layout = local_layout(config)
+    check_before_launch(config, layout)
+    with lock_run(Path(config.run_directory)):
+        if layout.world_size == 1:
+            return _run_rank(config, alone(), stop_after)
+        stop = [f"--stop-after={stop_after}"] if stop_after is not None else []
+        command = [sys.executable, "-m", "megatron_poro", "train", str(path), *overrides, *stop]
+        return start_local(command, layout.world_size)
+
+
+def local_layout(config: RunConfig) -> Layout:
+    """The layout when nobody else starts the processes: one model copy unless parallel.data says more."""
+    parallel = config.parallel
+    return Layout(parallel.tensor, parallel.pipeline, max(parallel.data, 1), parallel.virtual_stages)
+
+
+def layout_of(config: RunConfig, world: World) -> Layout:
+    """The layout on the processes that exist. Raises LayoutError or ConfigError when it does not fit them or the batch."""
+    parallel, training = config.parallel, config.training
+    layout = build_layout(parallel.tensor, parallel.pipeline, parallel.virtual_stages, world_size=world.size)
+    if parallel.data and parallel.data != layout.data:
+        raise ConfigError(
+            [
+                f"parallel.data ({parallel.data}) does not fit: {world.size} processes / (parallel.tensor {parallel.tensor} x "
+                f"parallel.pipeline {parallel.pipeline}) = {layout.data}; set it to 0 or {layout.data}"
+            ]
+        )
+    check_batch(config, layout)
+    return layout
+
+
+def check_batch(config: RunConfig, layout: Layout) -> None:
+    """Raise ConfigError when the global batch does not divide over data ranks, micro-batches and, with virtual stages, stages."""
+    training = config.training
+    share = training.micro_batch_size * layout.data
+    if training.global_batch_size % share:
+        raise ConfigError(
+            [
+                f"training.global_batch_size ({training.global_batch_size}) is not a multiple of training.micro_batch_size "
+                f"({training.micro_batch_size}) x data ranks ({layout.data}) = {share}"
+            ]
+        )
+    num_microbatches = training.global_batch_size // share
+    if layout.virtual_stages > 1 and num_microbatches % layout.pipeline:
+        raise ConfigError(
+            [
+                f"training.global_batch_size ({training.global_batch_size}) gives {num_microbatches} microbatches per data rank, "
+                f"not a multiple of parallel.pipeline ({layout.pipeline}) as parallel.virtual_stages needs"
+            ]
+        )
+
+
+def check_before_launch(config: RunConfig, layout: Layout) -> None:
+    """Raise the user's mistakes that would otherwise show on every rank: batch, data files, start checkpoint, run directory."""
+    check_batch(config, layout)
+    TrainingData(config.data).close()
+    initial = config.checkpoint.initial
+    if initial and not (Path(initial) / ".metadata").is_file():
+        raise CheckpointError(
+            f"checkpoint.initial: {initial} is no Megatron distributed checkpoint (it has no .metadata); "
+            "make one with `poro convert to-megatron HF_DIR OUT`"
+        )
+    try:
+        Path(config.run_directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError([f"run_directory: cannot be made: {error}"]) from None
+
+
+@contextlib.contextmanager
+def lock_run(run_directory: Path) -> Iterator[None]:
+    """Hold the run directory: a second start waits a little for a dying first one, then is refused."""
+    with open(run_directory / "lock", "w") as lock:
+        deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise LaunchError(
+                        f"{run_directory}: another process trains this run; wait for it, or give another run_directory"
+                    ) from None
+                time.sleep(0.1)
+            except OSError as error:  # a file system without locks (some Lustre mounts)
+                print(f"warning: {run_directory} cannot be locked ({error}); do not start the run twice", file=sys.stderr)
+                break
+        yield
+
+
+def _run_rank(config: RunConfig, world: World, stop_after: int | None) -> int:
+    """Train as one rank. After an error this rank ends at once, without another collective: the others may be anywhere."""
+    try:
+        export_world(world)
+        layout = layout_of(config, world)
+        from megatron_poro.training.loop import train  # noqa: PLC0415 - loads torch
+
+        train(config, world, layout, stop_after=stop_after)
+    except USER_ERRORS as error:
+        return _end_rank(world, USER_ERROR_CODE, str(error))
+    except Exception:
+        if world.size == 1:
+            raise
+        import traceback  # noqa: PLC0415
+
+        return _end_rank(world, 1, traceback.format_exc())
+    return 0
+
+
+def _end_rank(world: World, code: int, message: str) -> int:
+    """Say what went wrong and end. Rank 0 speaks first; what all ranks would say is then said once."""
+    if world.rank:
+        time.sleep(1.0)
+    prefix = f"error (rank {world.rank})" if world.rank else "error"
+    print("\n".join(f"{prefix}: {line}" for line in message.rstrip().splitlines()), file=sys.stderr, flush=True)
+    if world.size > 1:
+        os._exit(code)
+    return code
