@@ -1,6 +1,7 @@
 """`poro train`: parse, build, call."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,30 +10,31 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add `train`; its help lists every key of a run file."""
     parser = commands.add_parser(
         "train",
+        add_help=False,
         help="train a run file, resuming where it stands",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Train RUN.toml to its end. The same command again resumes from the newest checkpoint. Under torchrun or srun\n"
         "each process is a rank; otherwise the processes that the layout needs are started on this machine.",
     )
+    parser.add_argument("-h", "--help", action=_HelpWithReference, help="show this help and every key of a run file")
     parser.add_argument("run_file", metavar="RUN.toml", type=Path, help="the run file; paths in it are relative to its folder")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="values that replace the run file's (TOML)")
     parser.add_argument("--stop-after", metavar="STEPS", type=int, help="save and end once the run has taken this many steps in all")
     parser.set_defaults(run=_run)
-    parser.epilog = _LazyReference()  # type: ignore[assignment]
 
 
-class _LazyReference(str):
-    """The reference of run-file keys, rendered only when the help is printed."""
+class _HelpWithReference(argparse.Action):
+    """Print the usual help and the reference of run-file keys, which is rendered only then."""
 
-    __slots__ = ()
+    def __init__(self, option_strings: Sequence[str], dest: str, **settings: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **settings)
 
-    def __mod__(self, values: Any) -> str:
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
         from megatron_poro.config.reference import render_reference  # noqa: PLC0415
 
-        return render_reference()
-
-    def __bool__(self) -> bool:
-        return True
+        parser.epilog = render_reference()
+        parser.print_help()
+        parser.exit()
 
 
 def _run(args: argparse.Namespace) -> int:

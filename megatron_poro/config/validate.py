@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import fields
 
-from megatron_poro.config.schema import DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig
+from megatron_poro.config.data_rules import find_data_problems
+from megatron_poro.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig
 from megatron_poro.config.schema import head_dim
 
 NON_NEGATIVE = {
@@ -19,7 +20,7 @@ def find_problems(config: RunConfig) -> list[str]:
         *_find_bad_numbers(config),
         *(_find_layout_problems(config.model, config.parallel) if not list(_find_bad_numbers(config)) else ()),
         *_find_batch_problems(config),
-        *_find_data_problems(config.data),
+        *find_data_problems(config.data),
         *_find_schedule_problems(config.optimizer, config.training),
     ]
 
@@ -34,8 +35,6 @@ def _find_bad_numbers(config: RunConfig) -> Iterator[str]:
             least_ok = value >= 0 if f.name in NON_NEGATIVE else value > 0
             if not least_ok or value != value or value in (float("inf"), float("-inf")):
                 yield f"{name}.{f.name}: {value} is out of range; it must be {'at least' if f.name in NON_NEGATIVE else 'above'} 0"
-    if config.data.sequence_length <= 0:
-        yield f"data.sequence_length: {config.data.sequence_length} is out of range; it must be above 0"
 
 
 def _find_layout_problems(model: ModelConfig, parallel: ParallelConfig) -> Iterator[str]:
@@ -87,25 +86,6 @@ def _find_batch_problems(config: RunConfig) -> Iterator[str]:
         )
     if parallel.sequence and config.data.sequence_length % max(parallel.tensor, 1):
         yield f"data.sequence_length ({config.data.sequence_length}) is not a multiple of parallel.tensor ({parallel.tensor})"
-
-
-def _find_data_problems(data: DataConfig) -> Iterator[str]:
-    if not data.sources:
-        yield "data.sources: empty; add a [[data.sources]] table with name, path and weight"
-    names = [source.name for source in data.sources]
-    for kind, all_names in (("sources", names), ("validation", [v.name for v in data.validation])):
-        for name in {n for n in all_names if all_names.count(n) > 1}:
-            yield f"data.{kind}: the name {name!r} stands twice; names must differ"
-    for n, source in enumerate(data.sources):
-        if not 0 <= source.weight < float("inf"):
-            yield f"data.sources[{n}].weight: {source.weight} is out of range; it must be at least 0"
-    for n, held in enumerate(data.validation):
-        if bool(held.path) == bool(held.source):
-            yield f"data.validation[{n}] ({held.name}): give either path or source, not both"
-        elif held.source and held.source not in names:
-            yield f"data.validation[{n}].source: {held.source!r} is no source; known: {', '.join(names)}"
-        elif held.source and held.last_sequences <= 0:
-            yield f"data.validation[{n}].last_sequences: {held.last_sequences} holds nothing out of {held.source!r}; give at least 1"
 
 
 def _find_schedule_problems(optimizer: OptimizerConfig, training: TrainingConfig) -> Iterator[str]:

@@ -27,14 +27,12 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed import checkpoint as torch_checkpoint
 
 from megatron_poro.config import ModelConfig, RunConfig, save_run
-from megatron_poro.conversion import check_metadata_is_safe, read_model_config, write_model_config
+from megatron_poro.conversion import check_metadata_is_safe, differing_keys, read_model_file, write_model_file
 from megatron_poro.engine.model import unwrap
 from megatron_poro.errors import CheckpointError
 
 FORMAT = 1
 OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "distrib_optim_fully_reshardable_mem_efficient": False}
-SHAPE_FREE = frozenset({"shape", "initializer_std", "max_position_embeddings"})
-"""Keys of `model` that do not change what the weights mean."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def save_checkpoint(
     content["optimizer"] = optimizer.sharded_state_dict(dict(content), metadata=OPTIMIZER_METADATA)
     dist_checkpointing.save(content, str(partial), sharded_strategy=ThreadedSave())
     if dist.get_rank() == 0:
-        write_model_config(partial, config.model, source={"run": str(config.run_directory), "step": state.step})
+        write_model_file(partial, config.model, _read_source(config))
         save_run(config, partial / "config.toml")
         document = {"format": FORMAT, **asdict(state), **extra}
         (partial / "state.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
@@ -146,13 +144,18 @@ def load_weights(
 
 
 def check_same_model(checkpoint: Path, model: ModelConfig) -> None:
-    """Raise CheckpointError naming every key in which the checkpoint's model differs from the run file's."""
-    theirs, ours = asdict(read_model_config(checkpoint)), asdict(model)
-    ours["head_dim"] = ours["head_dim"] or model.hidden_size // model.num_attention_heads
-    theirs["head_dim"] = theirs["head_dim"] or theirs["hidden_size"] // theirs["num_attention_heads"]
-    differing = [f"model.{key} is {ours[key]}, there {theirs[key]}" for key in ours if key not in SHAPE_FREE and ours[key] != theirs[key]]
+    """Raise CheckpointError naming every key in which the run file's model differs from the checkpoint's."""
+    differing = differing_keys(model, read_model_file(checkpoint)[0])
     if differing:
-        raise CheckpointError(f"{checkpoint}: holds another model: {'; '.join(differing)}; change the run file or the checkpoint")
+        raise CheckpointError(
+            f"{checkpoint}: holds another model than the run file says: {'; '.join(differing)} there; change one of them"
+        )
+
+
+def _read_source(config: RunConfig) -> dict[str, Any]:
+    """Where the weights of a run come from, for its checkpoints' model.json: what its initial checkpoint says."""
+    initial = config.checkpoint.initial
+    return read_model_file(Path(initial))[1] if initial else {"name": "random weights"}
 
 
 def remove_old_checkpoints(run_directory: Path, keep_last: int) -> None:

@@ -6,7 +6,6 @@ without an accelerator `install_cpu_platform` answers those calls with the CPU. 
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,19 +32,12 @@ class Platform:
 
 def start_platform(local_rank: int) -> Platform:
     """The platform of this process, made ready: device chosen, or the CPU answering for it. Call before importing megatron.core."""
-    _quiet_known_warnings()
     if not torch.cuda.is_available():
         install_cpu_platform()
         return Platform("cpu", CPU, "gloo")
     torch.cuda.set_device(local_rank % torch.cuda.device_count())
     kind = "rocm" if torch.version.hip else "cuda"
     return Platform(kind, torch.device("cuda", torch.cuda.current_device()), "nccl")
-
-
-def _quiet_known_warnings() -> None:
-    """megatron-core warns on import about packages that are optional here (`poro doctor` lists them) and about its own use of torch."""
-    warnings.filterwarnings("ignore", module=r"megatron\.")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
 def install_cpu_platform() -> None:

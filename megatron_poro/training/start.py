@@ -5,6 +5,7 @@ import fcntl
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -123,6 +124,7 @@ def _run_rank(config: RunConfig, world: World, stop_after: int | None) -> int:
     try:
         export_world(world)
         layout = layout_of(config, world)
+        _quiet_known_warnings()
         from megatron_poro.training.loop import train  # noqa: PLC0415 - loads torch
 
         train(config, world, layout, stop_after=stop_after)
@@ -135,6 +137,12 @@ def _run_rank(config: RunConfig, world: World, stop_after: int | None) -> int:
 
         return _end_rank(world, 1, traceback.format_exc())
     return 0
+
+
+def _quiet_known_warnings() -> None:
+    """megatron-core warns on import about packages that are optional here (`poro doctor` lists them) and about its own use of torch."""
+    warnings.filterwarnings("ignore", module=r"megatron\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
 def _end_rank(world: World, code: int, message: str) -> int:

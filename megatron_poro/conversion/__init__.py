@@ -1,0 +1,23 @@
+"""Hugging Face Llama <-> Megatron distributed checkpoint: pure tensor layout, streamed, proved by reading back.
+
+Neither megatron-core nor a GPU is needed: `to_megatron`, `to_hf` and `verify` take directories.
+"""
+
+from megatron_poro.conversion.convert import to_hf, to_megatron
+from megatron_poro.conversion.hf_config import to_huggingface
+from megatron_poro.conversion.megatron import open_megatron, read_model_file, write_model_file
+from megatron_poro.conversion.torch_dist import check_metadata_is_safe, read_checkpoint_index
+from megatron_poro.conversion.verify import differing_keys, verify
+
+__all__ = [
+    "check_metadata_is_safe",
+    "differing_keys",
+    "open_megatron",
+    "read_checkpoint_index",
+    "read_model_file",
+    "to_hf",
+    "to_huggingface",
+    "to_megatron",
+    "verify",
+    "write_model_file",
+]
