@@ -41,7 +41,9 @@ def diagnose() -> list[Finding]:
         lambda: _package("megatron-core", "megatron.core", "training", fatal=True),
         lambda: _package("psutil", "psutil", "writing checkpoints", fatal=True),
         lambda: _package("transformers", "transformers", "Llama 3 tokenizer.model files and loading exports"),
-        lambda: _package("transformer-engine", "transformer_engine", "fused layers; our RMSNorm and torch's attention take its place"),
+        lambda: _package(
+            "transformer-engine", "transformer_engine", "fused layers; our RMSNorm and torch's attention take its place"
+        ),
         lambda: _package("apex", "apex", "fused norms; torch's kernels take its place"),
         _slurm,
         lambda: _package("wandb", "wandb", "dashboards; metrics.jsonl is always written"),
@@ -64,7 +66,9 @@ def render_json(findings: list[Finding]) -> str:
 def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding("python", "ok" if sys.version_info >= (3, 11) else "fatal", f"{version}, {cores} cores, megatron_poro {__version__}")
+    return Finding(
+        "python", "ok" if sys.version_info >= (3, 11) else "fatal", f"{version}, {cores} cores, megatron_poro {__version__}"
+    )
 
 
 def _torch() -> Finding:
@@ -74,7 +78,7 @@ def _torch() -> Finding:
 def _accelerator() -> Finding:
     if importlib.util.find_spec("torch") is None:
         return Finding("accelerator", "missing", "cannot be asked for without torch")
-    import torch  # noqa: PLC0415
+    import torch
 
     if not torch.cuda.is_available():
         return Finding("accelerator", "missing", "none; training runs on the CPU, for demo and tests")
@@ -87,8 +91,8 @@ def _accelerator() -> Finding:
 def _collectives() -> Finding:
     if importlib.util.find_spec("torch") is None:
         return Finding("collectives", "missing", "cannot be asked for without torch")
-    import torch.distributed as dist  # noqa: PLC0415
-    from torch.version import hip  # noqa: PLC0415
+    import torch.distributed as dist
+    from torch.version import hip
 
     nccl = "RCCL" if hip else "NCCL"
     found = [name for name, there in (("gloo", dist.is_gloo_available()), (nccl, dist.is_nccl_available())) if there]

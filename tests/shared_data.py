@@ -9,8 +9,9 @@ _DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def shared(path: str) -> Path:
-    """A file or folder of the shared data; the test is skipped where it is missing."""
+    """A file or folder of the shared data; where it is missing the test is skipped, or fails under PORO_REQUIRE_SHARED_DATA."""
     found = Path(os.environ.get("PORO_SHARED_DATA", _DEFAULT)) / path
     if not found.exists():
+        assert "PORO_REQUIRE_SHARED_DATA" not in os.environ, f"{found} is missing"
         pytest.skip(f"shared data: {found} is missing; set PORO_SHARED_DATA")
     return found

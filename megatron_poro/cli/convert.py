@@ -17,9 +17,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add_to_megatron(commands: Any) -> None:
-    parser = commands.add_parser(
-        "to-megatron", help="Hugging Face directory -> Megatron checkpoint, loadable in any layout"
-    )
+    parser = commands.add_parser("to-megatron", help="Hugging Face directory -> Megatron checkpoint, loadable in any layout")
     parser.add_argument("huggingface", metavar="HF_DIR", type=Path, help="a Llama's config.json and safetensors")
     parser.add_argument("out", metavar="OUT", type=Path, help="directory to create")
     parser.set_defaults(run=_run_to_megatron)
@@ -29,18 +27,14 @@ def _add_to_hf(commands: Any) -> None:
     parser = commands.add_parser("to-hf", help="Megatron checkpoint -> Hugging Face directory")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a checkpoint directory with model.json")
     parser.add_argument("out", metavar="OUT", type=Path, help="directory to create")
-    parser.add_argument(
-        "--reference", metavar="HF_DIR", type=Path, help="take tokenizer and special token ids from here"
-    )
+    parser.add_argument("--reference", metavar="HF_DIR", type=Path, help="take tokenizer and special token ids from here")
     parser.add_argument(
         "--dtype",
         choices=("keep", "bfloat16", "float32"),
         default="keep",
         help="number type (default: as in the checkpoint)",
     )
-    parser.add_argument(
-        "--max-position-embeddings", metavar="N", type=int, help="longest sequence the export claims, in tokens"
-    )
+    parser.add_argument("--max-position-embeddings", metavar="N", type=int, help="longest sequence the export claims, in tokens")
     parser.set_defaults(run=_run_to_hf)
 
 
@@ -52,13 +46,13 @@ def _add_verify(commands: Any) -> None:
 
 
 def _run_to_megatron(args: argparse.Namespace) -> int:
-    from megatron_poro.conversion import to_megatron  # noqa: PLC0415
+    from megatron_poro.conversion import to_megatron
 
     return _report(to_megatron(args.huggingface, args.out), args.out)
 
 
 def _run_to_hf(args: argparse.Namespace) -> int:
-    from megatron_poro.conversion import to_hf  # noqa: PLC0415
+    from megatron_poro.conversion import to_hf
 
     proof = to_hf(
         args.checkpoint,
@@ -71,7 +65,7 @@ def _run_to_hf(args: argparse.Namespace) -> int:
 
 
 def _run_verify(args: argparse.Namespace) -> int:
-    from megatron_poro.conversion import verify  # noqa: PLC0415
+    from megatron_poro.conversion import verify
 
     different = verify(args.one, args.other)
     print("\n".join(different) if different else f"{args.one} and {args.other} are the same model")
@@ -79,7 +73,5 @@ def _run_verify(args: argparse.Namespace) -> int:
 
 
 def _report(proof: dict[str, Any], out: Path) -> int:
-    print(
-        f"{out}: {len(proof['tensors'])} tensors read back and equal, weights {proof['source']['weights_sha256'][:16]}"
-    )
+    print(f"{out}: {len(proof['tensors'])} tensors read back and equal, weights {proof['source']['weights_sha256'][:16]}")
     return 0

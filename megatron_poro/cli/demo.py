@@ -16,12 +16,16 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     corpus = "folder with fi.jsonl, en.jsonl, code.jsonl, math.jsonl, each with a text field (default: built-in text)"
     parser.add_argument("--corpus", metavar="DIR", type=Path, help=corpus)
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("demo-out"), help="new folder for everything (default: demo-out)")
-    parser.add_argument("--steps", metavar="N", type=int, default=DEFAULT_STEPS, help="steps of each of the two trainings (default: 300)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("demo-out"), help="new folder for everything (default: demo-out)"
+    )
+    parser.add_argument(
+        "--steps", metavar="N", type=int, default=DEFAULT_STEPS, help="steps of each of the two trainings (default: 300)"
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    from megatron_poro.demo import DemoOptions, run_demo  # noqa: PLC0415
+    from megatron_poro.demo import DemoOptions, run_demo
 
     return run_demo(DemoOptions(out=args.out, corpus=args.corpus, steps=args.steps))

@@ -11,7 +11,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _run(args: argparse.Namespace) -> int:
-    from megatron_poro.doctor import diagnose, render, render_json  # noqa: PLC0415
+    from megatron_poro.doctor import diagnose, render, render_json
 
     findings = diagnose()
     print(render_json(findings) if args.json else render(findings))

@@ -19,7 +19,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("-h", "--help", action=_HelpWithReference, help="show this help and every key of a run file")
     parser.add_argument("run_file", metavar="RUN.toml", type=Path, help="the run file; paths in it are relative to its folder")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="values that replace the run file's (TOML)")
-    parser.add_argument("--stop-after", metavar="STEPS", type=int, help="save and end once the run has taken this many steps in all")
+    parser.add_argument(
+        "--stop-after", metavar="STEPS", type=int, help="save and end once the run has taken this many steps in all"
+    )
     parser.set_defaults(run=_run)
 
 
@@ -30,7 +32,7 @@ class _HelpWithReference(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, **settings)
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
-        from megatron_poro.config.reference import render_reference  # noqa: PLC0415
+        from megatron_poro.config.reference import render_reference
 
         parser.epilog = render_reference()
         parser.print_help()
@@ -38,6 +40,6 @@ class _HelpWithReference(argparse.Action):
 
 
 def _run(args: argparse.Namespace) -> int:
-    from megatron_poro.training import run_training  # noqa: PLC0415
+    from megatron_poro.training import run_training
 
     return run_training(args.run_file, args.overrides, stop_after=args.stop_after)

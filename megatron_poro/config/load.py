@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 import tomli_w
 
@@ -67,8 +67,7 @@ def parse_overrides(overrides: Sequence[str], problems: Problems) -> Plain:
         value: object = _parse_value(text)
         for part in reversed(key.split(".")):
             value = {part: value}
-        assert isinstance(value, dict)
-        plain = merge(plain, value)
+        plain = merge(plain, cast(Plain, value))
     return plain
 
 

@@ -45,7 +45,9 @@ class ParallelConfig:
 
     tensor: int = setting("processes that share each layer's matrices; 1 means none", default=1)
     pipeline: int = setting("stages that share the layers; 1 means none", default=1)
-    data: int = setting("copies of the model that share a batch; 0 means as many as the processes allow (1 without a launcher)", default=0)
+    data: int = setting(
+        "copies of the model that share a batch; 0 means as many as the processes allow (1 without a launcher)", default=0
+    )
     virtual_stages: int = setting("model chunks per stage (interleaved schedule); 1 means none", default=1)
     sequence: bool = setting("split norms and residuals along the sequence inside a tensor group", default=False)
 
@@ -97,7 +99,9 @@ class TrainingConfig:
     micro_batch_size: int = setting("samples per forward-backward on one model copy", default=1)
     precision: str = setting("bf16 (fp32 master weights and gradients) or fp32", default="bf16", choices=("bf16", "fp32"))
     seed: int = setting("seed of random initial weights", default=1234)
-    validate_every_steps: int = setting("steps between validations; 0 means only before the first and after the last step", default=0)
+    validate_every_steps: int = setting(
+        "steps between validations; 0 means only before the first and after the last step", default=0
+    )
     validation_samples: int = setting("samples of each held-out set used; 0 means all", default=0)
 
 
@@ -120,10 +124,12 @@ class OptimizerConfig:
 class CheckpointConfig:
     """Where the run starts from and what it saves. Read by engine and training."""
 
-    initial: str = setting("Megatron checkpoint to start from (`poro convert to-megatron`); empty means random weights", default="", path=True)
+    initial: str = setting(
+        "Megatron checkpoint to start from (`poro convert to-megatron`); empty means random weights", default="", path=True
+    )
     save_every_steps: int = setting("steps between checkpoints; 0 means only at the end and when stopped", default=0)
     keep_last: int = setting("newest checkpoints kept; 0 means all", default=0)
-    allow_changed: tuple[str, ...] = setting("keys that a resume may find changed, e.g. [\"optimizer.learning_rate\"]", default=())
+    allow_changed: tuple[str, ...] = setting('keys that a resume may find changed, e.g. ["optimizer.learning_rate"]', default=())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,11 @@
 """Rules that hold between the values of a run file; each problem is one line with the full key, the numbers and the way out."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields
 
 from megatron_poro.config.data_rules import find_data_problems
-from megatron_poro.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig
-from megatron_poro.config.schema import head_dim
+from megatron_poro.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig, head_dim
 
 NON_NEGATIVE = {
     "head_dim", "data", "validate_every_steps", "validation_samples", "save_every_steps", "keep_last", "final_learning_rate",
@@ -33,7 +33,7 @@ def _find_bad_numbers(config: RunConfig) -> Iterator[str]:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             least_ok = value >= 0 if f.name in NON_NEGATIVE else value > 0
-            if not least_ok or value != value or value in (float("inf"), float("-inf")):
+            if not least_ok or not math.isfinite(value):
                 yield f"{name}.{f.name}: {value} is out of range; it must be {'at least' if f.name in NON_NEGATIVE else 'above'} 0"
 
 

@@ -36,9 +36,9 @@ def to_megatron(huggingface: Path, out: Path) -> dict[str, Any]:
 
     Number types stay. Raises ConversionError before anything is written when the directory is not a complete Llama.
     """
-    from data_indexing.progress import progress  # noqa: PLC0415 (rich, for the command line only)
+    from data_indexing.progress import progress  # rich, for the command line only
 
-    source, out = open_huggingface(huggingface), Path(out)
+    source = open_huggingface(huggingface)
     started = time.monotonic()
     with publish(out) as partial, progress("to-megatron", total=2 * total_bytes(source), unit="B") as advance:
         write_megatron(partial, source, advance=advance)
@@ -64,13 +64,11 @@ def to_hf(
     token ids; `dtype` (a key of `CASTS`) casts, by default the checkpoint's number types stay. Raises ConversionError
     before anything is written when the checkpoint is not a complete model or the reference does not fit.
     """
-    from data_indexing.progress import progress  # noqa: PLC0415 (rich, for the command line only)
+    from data_indexing.progress import progress  # rich, for the command line only
 
-    source, out = open_megatron(checkpoint), Path(out)
+    source = open_megatron(checkpoint)
     weights = Cast(source, CASTS[dtype]) if dtype else source
-    model = replace(
-        source.model, max_position_embeddings=max_position_embeddings or source.model.max_position_embeddings
-    )
+    model = replace(source.model, max_position_embeddings=max_position_embeddings or source.model.max_position_embeddings)
     config = to_huggingface(model, _token_ids(source.directory, model, reference), weights.dtype(next(pieces(model))))
     started = time.monotonic()
     with publish(out) as partial, progress("to-hf", total=2 * total_bytes(weights), unit="B") as advance:
@@ -91,8 +89,7 @@ def _token_ids(checkpoint: Path, model: ModelConfig, reference: Path | None) -> 
     vocab_size = read_config(reference).vocab_size
     if vocab_size != model.vocab_size:
         raise ConversionError(
-            f"{reference} has vocab_size {vocab_size}, {checkpoint} has {model.vocab_size}; "
-            "give the directory the run started from"
+            f"{reference} has vocab_size {vocab_size}, {checkpoint} has {model.vocab_size}; give the directory the run started from"
         )
     return read_token_ids(reference)
 

@@ -27,9 +27,7 @@ def publish(target: Path) -> Iterator[Path]:
         partial.rename(target)
         flush_directory(target.parent)
     except OSError as error:
-        raise ConversionError(
-            f"{error.filename or target}: {error.strerror}; free space or choose another output"
-        ) from error
+        raise ConversionError(f"{error.filename or target}: {error.strerror}; free space or choose another output") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -71,9 +69,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def plain_file(directory: Path, name: object, *, named_by: str) -> Path:
     """The file `name` of `directory`. Raises ConversionError when it is not a plain name, or no such file is there."""
     if not isinstance(name, str) or not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise ConversionError(
-            f"{directory / named_by} names {name!r}, which is no file of the folder; do not trust this folder"
-        )
+        raise ConversionError(f"{directory / named_by} names {name!r}, which is no file of the folder; do not trust this folder")
     path = directory / name
     if not path.is_file():
         raise ConversionError(f"{path} is missing, though {named_by} names it; copy it again")

@@ -118,37 +118,31 @@ def _refuse_other_models(config: dict[str, Any], path: Path) -> None:
     known = {*KEYS, *REQUIRED_VALUES, *ROPE_KEYS, *IGNORED}
     unknown = sorted(set(config) - known)
     if unknown:
-        raise ConversionError(
-            f"{path}: unknown keys {', '.join(unknown)}, which may change the model; remove them if they do not"
-        )
+        raise ConversionError(f"{path}: unknown keys {', '.join(unknown)}, which may change the model; remove them if they do not")
 
 
 def _read_rope(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    styles = [config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)]
-    if len(styles) > 1 or not all(isinstance(style, dict) for style in styles):
-        raise ConversionError(
-            f"{path}: rope_parameters and rope_scaling must be one table; remove the one that does not hold"
-        )
-    rope = dict(styles[0]) if styles else {}
-    thetas = {theta for theta in (rope.pop("rope_theta", None), config.get("rope_theta")) if theta is not None}
-    if len(thetas) > 1:
-        raise ConversionError(
-            f"{path}: rope_theta is both {' and '.join(map(str, thetas))}; remove the one that does not hold"
-        )
-    theta = next(iter(thetas), DEFAULT_THETA)
-    kinds = {rope.pop(key) for key in ("rope_type", "type") if key in rope} or {"default"}
-    if kinds == {"default"} and not rope:
+    tables = [config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)]
+    if len(tables) > 1 or not all(isinstance(table, dict) for table in tables):
+        raise ConversionError(f"{path}: give rope_parameters or rope_scaling, as one table; remove what does not hold")
+    rope = dict(tables[0]) if tables else {}
+    theta = _read_theta(config.get("rope_theta"), rope.pop("rope_theta", None), path)
+    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    if kind == "default" and not rope:
         return {"rope_theta": theta}
-    if kinds != {"llama3"}:
-        raise ConversionError(
-            f"{path}: rotary scaling {', '.join(map(str, kinds))} {rope} is not supported; llama3 and default are"
-        )
+    if kind != "llama3":
+        raise ConversionError(f"{path}: rotary scaling {kind} {rope} is not supported; only llama3 and default are")
     rope.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
     if set(rope) != set(ROPE_SCALING):
-        raise ConversionError(
-            f"{path}: rotary scaling llama3 has {', '.join(sorted(rope))}; it needs {', '.join(ROPE_SCALING)}"
-        )
+        raise ConversionError(f"{path}: rotary scaling llama3 has {', '.join(sorted(rope))}; it needs {', '.join(ROPE_SCALING)}")
     return {"rope_theta": theta} | {ours: rope[theirs] for theirs, ours in ROPE_SCALING.items()}
+
+
+def _read_theta(outside: object, inside: object, path: Path) -> object:
+    if outside is not None and inside is not None and outside != inside:
+        raise ConversionError(f"{path}: rope_theta is both {outside} and {inside}; remove the one that does not hold")
+    found = inside if outside is None else outside
+    return DEFAULT_THETA if found is None else found
 
 
 def _rope_scaling(model: ModelConfig) -> dict[str, Any] | None:

@@ -79,7 +79,6 @@ def open_huggingface(directory: Path) -> HuggingFaceModel:
 
     Raises ConversionError for a missing, unexpected, misshapen or quantised tensor, and for a missing or damaged file.
     """
-    directory = Path(directory)
     model = read_config(directory)
     tensors = dict(_list_tensors(directory))
     dropped = DROPPED_FROM_HUGGINGFACE | (DROPPED_IF_TIED if model.tied_embeddings else {})
@@ -95,11 +94,7 @@ def write_huggingface(directory: Path, weights: Weights, *, advance: Advance, sh
     """
     shards = _plan_shards(weights, shard_bytes)
     tensors = (tensor for piece in pieces(weights.model) for tensor in weights.read(piece))
-    names = (
-        [SINGLE]
-        if len(shards) == 1
-        else [f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
-    )
+    names = _shard_names(len(shards))
     for name, shard in zip(names, shards, strict=True):
         with (directory / name).open("xb") as file:
             file.write(_header(shard))
@@ -146,6 +141,10 @@ def _plan_shards(weights: Weights, shard_bytes: int) -> list[list[_Entry]]:
     return shards
 
 
+def _shard_names(count: int) -> list[str]:
+    return [SINGLE] if count == 1 else [f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
+
+
 def _header(shard: Sequence[_Entry]) -> bytes:
     """The length and the JSON that open a safetensors file; spaces make the numbers start at a multiple of 8."""
     names = {dtype: name for name, dtype in DTYPES.items()}
@@ -183,9 +182,7 @@ def _list_file(path: Path) -> Iterator[tuple[str, TensorFile]]:
             header = file.get_slice(name)
             dtype = header.get_dtype()
             if dtype not in DTYPES and not is_dropped(name, DROPPED_FROM_HUGGINGFACE):
-                raise ConversionError(
-                    f"{path}: {name} holds {dtype}; only {', '.join(DTYPES)} is converted, no quantised model"
-                )
+                raise ConversionError(f"{path}: {name} holds {dtype}; only {', '.join(DTYPES)} is converted, no quantised model")
             yield name, TensorFile(path, tuple(header.get_shape()), DTYPES.get(dtype, torch.float32))
 
 
@@ -199,20 +196,15 @@ def _open(path: Path) -> Iterator[Any]:
 
 
 def _check_tensors(directory: Path, model: ModelConfig, tensors: Mapping[str, TensorFile]) -> None:
-    needed = {
-        name: shape for piece in pieces(model) for name, shape in zip(piece.names, piece.shapes(model), strict=True)
-    }
+    needed = {name: shape for piece in pieces(model) for name, shape in zip(piece.names, piece.shapes(model), strict=True)}
     if missing := set(needed) - set(tensors):
         raise ConversionError(f"{directory} lacks {_some(missing)}, which {CONFIG} implies; copy the missing files")
     if unknown := set(tensors) - set(needed):
-        raise ConversionError(
-            f"{directory} holds {_some(unknown)}, which no Llama has; convert the Llama it was made from"
-        )
+        raise ConversionError(f"{directory} holds {_some(unknown)}, which no Llama has; convert the Llama it was made from")
     for name, shape in needed.items():
         if tensors[name].shape != shape:
             raise ConversionError(
-                f"{tensors[name].path}: {name} is {list(tensors[name].shape)}, but {CONFIG} implies {list(shape)}; "
-                f"correct {CONFIG}"
+                f"{tensors[name].path}: {name} is {list(tensors[name].shape)}, but {CONFIG} implies {list(shape)}; correct {CONFIG}"
             )
     _check_types(directory, model, tensors)
 

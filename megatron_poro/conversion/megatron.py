@@ -52,7 +52,6 @@ def open_megatron(directory: Path) -> MegatronModel:
 
     Raises ConversionError for missing, unknown or misshapen tensors, and for damaged or hostile files.
     """
-    directory = Path(directory)
     model, _ = read_model_file(directory)
     return open_as(directory, model)
 
@@ -63,15 +62,11 @@ def open_as(directory: Path, model: ModelConfig) -> MegatronModel:
     needed = {piece.row.megatron: piece for piece in pieces(model)}
     for name, piece in needed.items():
         if name not in index.tensors:
-            raise ConversionError(
-                f"{directory / METADATA} lists no {name}; give a checkpoint that holds the whole model"
-            )
+            raise ConversionError(f"{directory / METADATA} lists no {name}; give a checkpoint that holds the whole model")
         _check_shape(directory, index.tensors[name].shape, piece, model=model)
     unknown = [name for name in index.tensors if name not in needed and not is_dropped(name, DROPPED_FROM_MEGATRON)]
     if unknown:
-        raise ConversionError(
-            f"{directory / METADATA} lists {', '.join(unknown[:3])}, which no Llama as in {MODEL} has"
-        )
+        raise ConversionError(f"{directory / METADATA} lists {', '.join(unknown[:3])}, which no Llama as in {MODEL} has")
     return MegatronModel(directory, model, index)
 
 
@@ -111,6 +106,5 @@ def _check_shape(directory: Path, found: Shape, piece: Piece, *, model: ModelCon
     padded = "vocab" in next(iter(piece.row.parts.values())) and found[1:] == expected[1:] and found[0] > expected[0]
     if found != expected and not padded:
         raise ConversionError(
-            f"{directory / METADATA}: {piece.row.megatron} is {list(found)}, but {MODEL} implies {list(expected)}; "
-            f"correct {MODEL}"
+            f"{directory / METADATA}: {piece.row.megatron} is {list(found)}, but {MODEL} implies {list(expected)}; correct {MODEL}"
         )

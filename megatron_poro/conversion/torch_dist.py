@@ -102,13 +102,11 @@ def read_checkpoint_index(directory: Path) -> CheckpointIndex:
     Raises ConversionError when it is missing or damaged, names anything but a checkpoint's records, or points outside
     the folder or beyond a file.
     """
-    metadata = _load_metadata(Path(directory) / METADATA)
+    metadata = _load_metadata(directory / METADATA)
     try:
-        return _build_index(Path(directory), metadata)
+        return _build_index(directory, metadata)
     except (AttributeError, TypeError, ValueError, KeyError) as error:
-        raise ConversionError(
-            f"{Path(directory) / METADATA} is damaged ({error!r}); copy the checkpoint again"
-        ) from None
+        raise ConversionError(f"{directory / METADATA} is damaged ({error!r}); copy the checkpoint again") from None
 
 
 def check_metadata_is_safe(directory: Path) -> None:
@@ -134,9 +132,8 @@ class TorchDistWriter:
         """Append a chunk, which lies at `offsets` in the tensor `name` of global shape `shape`."""
         file = self._open_file()
         start = file.tell()
-        torch.save(
-            chunk.clone(memory_format=torch.contiguous_format), file
-        )  # a view would save all that it is a view of
+        # Cloned, because torch.save of a view writes all that it is a view of.
+        torch.save(chunk.clone(memory_format=torch.contiguous_format), file)
         index = dcp.MetadataIndex(name, torch.Size(offsets))
         self._places[index] = filesystem._StorageInfo(Path(file.name).name, start, file.tell() - start)
         properties = dcp.TensorProperties(dtype=chunk.dtype)
@@ -189,9 +186,7 @@ def _load_metadata(path: Path) -> Any:
         with path.open("rb") as file:
             return _MetadataUnpickler(file).load()
     except _UnsafeGlobalError as error:
-        raise ConversionError(
-            f"refuses to load {error} from {path}; no checkpoint needs it, so do not trust this one"
-        ) from None
+        raise ConversionError(f"refuses to load {error} from {path}; no checkpoint needs it, so do not trust this one") from None
     except OSError as error:
         raise ConversionError(f"{path}: {error.strerror}; give the directory of a torch_dist checkpoint") from None
     except Exception as error:  # a damaged pickle raises nearly anything
@@ -241,9 +236,7 @@ def _read_chunk(directory: Path, name: str, dtype: torch.dtype, *, chunk: Chunk)
             f"{directory / chunk.file}: {name} at {chunk.start} is damaged ({error}); copy the checkpoint again"
         ) from None
     if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype or tuple(tensor.shape) != chunk.sizes:
-        raise ConversionError(
-            f"{directory / chunk.file}: {name} is not what {METADATA} says; copy the checkpoint again"
-        )
+        raise ConversionError(f"{directory / chunk.file}: {name} is not what {METADATA} says; copy the checkpoint again")
     return tensor
 
 
@@ -251,9 +244,7 @@ def _check_cover(directory: Path, name: str, box: Box, overlaps: Sequence[Box]) 
     """Chunks that are disjoint and have the box's volume together fill it."""
     disjoint = not any(_intersect(one, other) for one, other in itertools.combinations(overlaps, 2))
     if not disjoint or sum(map(_volume, overlaps)) != _volume(box):
-        raise ConversionError(
-            f"{directory / METADATA}: the chunks of {name} do not fill it; the checkpoint is incomplete"
-        )
+        raise ConversionError(f"{directory / METADATA}: the chunks of {name} do not fill it; the checkpoint is incomplete")
 
 
 def _intersect(one: Box, other: Box) -> Box:

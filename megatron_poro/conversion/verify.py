@@ -19,7 +19,7 @@ def verify(one: Path, other: Path) -> list[str]:
     Tensors are compared by SHA-256 after undoing the layout, and only when the keys agree. Raises ConversionError for a
     directory that is no complete model.
     """
-    from data_indexing.progress import progress  # noqa: PLC0415 (rich, for the command line only)
+    from data_indexing.progress import progress  # rich, for the command line only
 
     first, second = open_weights(one), open_weights(other)
     if different := differing_keys(first.model, second.model):
@@ -31,7 +31,7 @@ def verify(one: Path, other: Path) -> list[str]:
 
 def open_weights(directory: Path) -> Weights:
     """Open a directory of either format: a Megatron checkpoint is one that has a `model.json`."""
-    return open_megatron(directory) if (Path(directory) / MODEL).exists() else open_huggingface(directory)
+    return open_megatron(directory) if (directory / MODEL).exists() else open_huggingface(directory)
 
 
 def compare(first: Weights, second: Weights, *, advance: Advance) -> tuple[dict[str, str], list[str]]:

@@ -63,9 +63,7 @@ class Cast:
 def total_bytes(weights: Weights) -> int:
     """Bytes of all tensors together."""
     return sum(
-        math.prod(shape) * weights.dtype(piece).itemsize
-        for piece in pieces(weights.model)
-        for shape in piece.shapes(weights.model)
+        math.prod(shape) * weights.dtype(piece).itemsize for piece in pieces(weights.model) for shape in piece.shapes(weights.model)
     )
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_poro.config.schema import DataConfig
 from megatron_poro.config.data_rules import check_data
+from megatron_poro.config.schema import DataConfig
 from megatron_poro.data.order import ORDER_VERSION, Located, build_order
 from megatron_poro.data.permutation import Integers
 from megatron_poro.data.sources import Sequences, open_held_out, open_source

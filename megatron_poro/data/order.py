@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_poro.config.data_rules import check_data
 from megatron_poro.config.schema import DataConfig
 from megatron_poro.data.blend import Blend, build_blend
-from megatron_poro.config.data_rules import check_data
 from megatron_poro.data.permutation import Integers, build_permutation
 
 ORDER_VERSION = 1

@@ -12,7 +12,7 @@ TOKENIZER_BYTES_PER_DOMAIN = 400_000
 
 def train_tokenizer(corpus: Path, vocab_size: int) -> TextTokenizer:
     """A byte-level BPE on equal shares of the domains, with Llama 3's split pattern and, after the merges, its special tokens."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     specials = llama3.special_tokens()
     tokenizer = Tokenizer(models.BPE())
@@ -35,10 +35,10 @@ def train_tokenizer(corpus: Path, vocab_size: int) -> TextTokenizer:
 
 def write_random_llama(folder: Path, model: ModelConfig, tokenizer: TextTokenizer, seed: int) -> None:
     """Write a Hugging Face directory with random weights and the tokenizer."""
-    import torch  # noqa: PLC0415
-    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    from megatron_poro.conversion import to_huggingface  # noqa: PLC0415
+    from megatron_poro.conversion import to_huggingface
 
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     torch.manual_seed(seed)

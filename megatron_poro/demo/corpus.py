@@ -1,7 +1,8 @@
-"""Four domains of text as JSON lines: the user's own, or what every machine with Python and this project has.
+"""Four domains of text as JSON lines: the user's own, or what any machine with Python and this project has.
 
-Finnish is prose written for the project (`examples/corpus/`), code and English are the Python installation's sources and docstrings,
-math comes from a generator of worked problems. A module gives either code or English, so no English text stands in the code too.
+Finnish is prose written for the project (`examples/corpus/`), code and English are the Python installation's sources and
+docstrings, math comes from a generator of worked problems. A module gives either code or English, so no English text stands in
+the code too.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""What came out of the demo, checked and shown: losses before and after, transformers' own losses, a sample, the ledger, a picture."""
+"""What came out of the demo, checked and shown: losses before and after, transformers' losses, a sample, the ledger, a picture."""
 
 import json
 from dataclasses import dataclass
@@ -54,8 +54,8 @@ def summarise(out: Path, *, steps: int, seconds: float) -> int:
 
 def _measure(config: RunConfig, records: list[Record], data: TrainingData, model: Path) -> tuple[Losses, str]:
     """Losses by the engine (first and last validation) and by transformers on the exported model, and a generated sample."""
-    import torch  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     validations = [record["losses"] for record in records if record["event"] == "validation"]
     llama: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -87,7 +87,10 @@ def _check_promises(losses: Losses, *, full: bool) -> dict[str, bool]:
 
 
 def _render_losses(losses: Losses) -> str:
-    lines = ["Validation loss by domain (nats per token):", f"{'domain':<8}{'before':>10}{'after':>10}{'change':>9}{'transformers':>14}"]
+    lines = [
+        "Validation loss by domain (nats per token):",
+        f"{'domain':<8}{'before':>10}{'after':>10}{'change':>9}{'transformers':>14}",
+    ]
     for name, before in losses.before.items():
         after = losses.after[name]
         lines.append(f"{name:<8}{before:>10.4f}{after:>10.4f}{after / before - 1:>+9.1%}{losses.transformers[name]:>14.4f}")
@@ -112,18 +115,20 @@ def _render_places(picture: bool) -> str:
 def _draw(out: Path, config: RunConfig) -> bool:
     """The loss curves of both runs as a picture; False where matplotlib is not installed."""
     try:
-        import matplotlib  # noqa: PLC0415
+        import matplotlib
     except ModuleNotFoundError:
         return False
     matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
+    from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 4.5))
     for index, (run, colour) in enumerate((("base", "0.6"), ("continued", "0.25"))):
         records = read_metrics(out / "runs" / run / "metrics.jsonl")
         offset = index * config.training.steps
         steps = [record for record in records if record["event"] == "step"]
-        axes.plot([offset + r["step"] for r in steps], [r["loss"] for r in steps], color=colour, linewidth=0.8, label=f"{run}: training")
+        axes.plot(
+            [offset + r["step"] for r in steps], [r["loss"] for r in steps], color=colour, linewidth=0.8, label=f"{run}: training"
+        )
         validations = [record for record in records if record["event"] == "validation"]
         for domain, line in zip(config.data.validation, ("C0o-", "C1s-", "C2^-", "C3d-"), strict=False):
             points = [(offset + r["step"], r["losses"][domain.name]) for r in validations]

@@ -39,7 +39,7 @@ class FusedAdam(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         torch._fused_adamw_(
             params,
-            [param.grad for param in params],
+            [param.grad for param in params if param.grad is not None],
             [self.state[param]["exp_avg"] for param in params],
             [self.state[param]["exp_avg_sq"] for param in params],
             [],

@@ -1,7 +1,7 @@
 """Distributed checkpoints: megatron-core's torch_dist format, written under a temporary name and renamed when whole.
 
-A checkpoint holds the model, the optimizer where it is a training checkpoint, `model.json` (the shape, for conversion), `state.json`
-(where the run stands) and `config.toml` (the resolved run file). It loads at any tensor, pipeline, virtual and data size.
+A checkpoint holds the model, the optimizer where it is a training checkpoint, `model.json` (the shape, for conversion),
+`state.json` (where the run stands) and `config.toml` (the resolved run file). It loads at any layout.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +117,9 @@ def save_checkpoint(
 
 def load_training(checkpoint: Path, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> TrainState:
     """Load weights and optimizer of a training checkpoint, strictly. Every rank must call it."""
-    check_metadata_is_safe(checkpoint)
     content = _model_state(chunks)
     content["optimizer"] = optimizer.sharded_state_dict(dict(content), is_loading=True, metadata=OPTIMIZER_METADATA)
-    loaded = dist_checkpointing.load(content, str(checkpoint), strict=StrictHandling.RAISE_ALL)
+    loaded = _load(checkpoint, content, not_wanted=("*._extra_state*",))
     _set_model(chunks, loaded)
     optimizer.load_state_dict(loaded["optimizer"])
     state = read_state(checkpoint)
@@ -131,16 +131,26 @@ def load_weights(
 ) -> None:
     """Load only the weights: the start of a run from a converted or trained checkpoint. Every rank must call it."""
     check_same_model(checkpoint, model)
-    check_metadata_is_safe(checkpoint)
-    loaded, missing, unexpected = dist_checkpointing.load(
-        _model_state(chunks), str(checkpoint), strict=StrictHandling.RETURN_ALL
-    )
-    unused = sorted(key for key in missing if not key.startswith("optimizer.") and "_extra_state" not in key)
-    absent = sorted(key for key in unexpected if "_extra_state" not in key)
-    if unused or absent:
-        raise CheckpointError(f"{checkpoint}: not this model: lacks {absent or 'nothing'}, has unknown {unused or 'nothing'}")
+    loaded = _load(checkpoint, _model_state(chunks), not_wanted=("*._extra_state*", "optimizer.*"))
     _set_model(chunks, loaded)
     optimizer.reload_model_params()
+
+
+def _load(checkpoint: Path, content: ShardedStateDict, *, not_wanted: Sequence[str]) -> dict[str, Any]:
+    """What `content` asks for. Raises CheckpointError for a tensor that is missing or, unless its name is `not_wanted`, left over.
+
+    `_extra_state` is Transformer Engine's: present or absent according to what wrote the checkpoint, and empty outside FP8.
+    """
+    check_metadata_is_safe(checkpoint)
+    loaded, left_over, absent = dist_checkpointing.load(content, str(checkpoint), strict=StrictHandling.RETURN_ALL)
+    unknown = sorted(key for key in left_over if not any(fnmatch(key, pattern) for pattern in not_wanted))
+    missing = sorted(key for key in absent if not fnmatch(key, "*._extra_state*"))
+    if unknown or missing:
+        raise CheckpointError(
+            f"{checkpoint}: not a checkpoint of this model: it lacks {missing[:3] or 'nothing'}, "
+            f"and this model has no {unknown[:3] or 'nothing'}"
+        )
+    return dict(loaded)
 
 
 def check_same_model(checkpoint: Path, model: ModelConfig) -> None:

@@ -44,9 +44,7 @@ def stop_groups() -> None:
 
 def holds_loss() -> bool:
     """True on the one rank per model copy that reports losses: last stage, first of its tensor group."""
-    return bool(
-        parallel_state.is_pipeline_last_stage(ignore_virtual=True) and parallel_state.get_tensor_model_parallel_rank() == 0
-    )
+    return bool(parallel_state.is_pipeline_last_stage(ignore_virtual=True) and parallel_state.get_tensor_model_parallel_rank() == 0)
 
 
 def sum_over_world(values: torch.Tensor) -> torch.Tensor:

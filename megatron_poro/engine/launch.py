@@ -131,7 +131,7 @@ def _start_rank(command: Sequence[str], rank: int, size: int, listener: socket.s
         "MASTER_PORT": str(listener.getsockname()[1]),
         LOCAL: "1",
     }
-    fds = ()
+    fds: tuple[int, ...] = ()
     if rank == 0:
         environment[LISTEN_FD] = str(listener.fileno())
         fds = (listener.fileno(),)

@@ -44,7 +44,7 @@ class LlamaModel(GPTModel):  # type: ignore[misc]
         if num_padding > 0:
             logits = logits.clone()
             logits[..., -num_padding:] = torch.finfo(logits.dtype).min
-        losses = tensor_parallel.vocab_parallel_cross_entropy(logits.float(), labels.transpose(0, 1).contiguous())
+        losses: torch.Tensor = tensor_parallel.vocab_parallel_cross_entropy(logits.float(), labels.transpose(0, 1).contiguous())
         return losses.transpose(0, 1).contiguous()
 
 
@@ -108,9 +108,7 @@ def build_model(config: RunConfig, layout: Layout, platform: Platform) -> list[D
         overlap_grad_reduce=overlap,
         overlap_param_gather=overlap,
     )
-    return [
-        DistributedDataParallel(transformer, data_parallel, chunk, disable_bucketing=n > 0) for n, chunk in enumerate(wrapped)
-    ]
+    return [DistributedDataParallel(transformer, data_parallel, chunk, disable_bucketing=n > 0) for n, chunk in enumerate(wrapped)]
 
 
 def unwrap(chunk: torch.nn.Module) -> LlamaModel:

@@ -12,7 +12,7 @@ from megatron_poro.engine.adam import provide_fused_adam
 
 
 def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
-    """AdamW with its state sharded over the data axis; gradients are finalised through the chunks' config. Every rank must call it."""
+    """AdamW with its state sharded over the data axis, made known to the chunks' config. Every rank must call it."""
     provide_fused_adam()
     ours, bf16 = config.optimizer, config.training.precision == "bf16"
     overlap = chunks[0].ddp_config.overlap_param_gather

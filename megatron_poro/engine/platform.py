@@ -50,6 +50,7 @@ def install_cpu_platform() -> None:
     _answer_device_calls()
     _answer_types()
     _redirect_factories()
+    _leave_functions_uncompiled()
     _redirect_generators()
 
 
@@ -60,7 +61,7 @@ class _Stream:
         pass
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        return _nothing
+        return _do_nothing()
 
     def record_event(self, *args: object) -> "_Stream":
         return _Stream()
@@ -78,8 +79,13 @@ class _Stream:
         pass
 
 
-def _nothing(*args: object, **kwargs: object) -> None:
-    pass
+def _do_nothing() -> Callable[..., None]:
+    """A new function that does nothing; torch's compiler objects to one function under several names."""
+
+    def nothing(*args: object, **kwargs: object) -> None:
+        pass
+
+    return nothing
 
 
 @contextlib.contextmanager
@@ -90,14 +96,14 @@ def _no_context(*args: object, **kwargs: object) -> Iterator[None]:
 def _answer_device_calls() -> None:
     cuda: Any = torch.cuda
     for name in ("set_device", "synchronize", "empty_cache", "manual_seed", "manual_seed_all", "reset_peak_memory_stats"):
-        setattr(cuda, name, _nothing)
-    cuda.nvtx.range_push = cuda.nvtx.range_pop = _nothing
+        setattr(cuda, name, _do_nothing())
+    cuda.nvtx.range_push, cuda.nvtx.range_pop = _do_nothing(), _do_nothing()
     cuda.current_device = lambda: CPU
-    cuda.current_stream = cuda.default_stream = lambda *args: _Stream()
+    cuda.current_stream, cuda.default_stream = (lambda *args: _Stream()), (lambda *args: _Stream())
     cuda.Stream = cuda.Event = _Stream
     cuda.stream = cuda.device = _no_context
     cuda.get_device_capability = lambda *args: (0, 0)
-    cuda.memory_allocated = cuda.max_memory_allocated = lambda *args: 0
+    cuda.memory_allocated, cuda.max_memory_allocated = (lambda *args: 0), (lambda *args: 0)
     cuda.is_current_stream_capturing = lambda: False
     tensor: Any = torch.Tensor
     module: Any = torch.nn.Module
@@ -137,6 +143,17 @@ def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
         return factory(*args, **kwargs)
 
     return redirected
+
+
+def _leave_functions_uncompiled() -> None:
+    """megatron-core decorates small functions with torch.compile while it is imported; on a CPU the compiler's own import takes
+    each process seconds, and nothing here calls those functions."""
+
+    def uncompiled(function: Any = None, **settings: Any) -> Any:
+        return function if function is not None else uncompiled
+
+    compiler: Any = torch
+    compiler.compile = uncompiled
 
 
 def _redirect_generators() -> None:

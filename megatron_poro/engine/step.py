@@ -49,7 +49,9 @@ def evaluate(chunks: Sequence[DistributedDataParallel], microbatches: Sequence[M
     return _mean(totals)
 
 
-def _run_schedule(chunks: Sequence[DistributedDataParallel], microbatches: Sequence[Microbatch], *, forward_only: bool) -> torch.Tensor:
+def _run_schedule(
+    chunks: Sequence[DistributedDataParallel], microbatches: Sequence[Microbatch], *, forward_only: bool
+) -> torch.Tensor:
     """Sum of token losses and number of tokens, float64 [2], summed over all ranks."""
     batch_size, row = microbatches[0][0].shape
     iterators: list[Iterator[Microbatch]] = [iter(microbatches) for _ in chunks]

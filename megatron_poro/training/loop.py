@@ -1,7 +1,9 @@
 """The training loop of one rank: start or resume, then step, log, validate and save until the run is done or told to stop."""
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from megatron_poro.engine.groups import start_groups, stop_groups
 from megatron_poro.engine.launch import World
 from megatron_poro.engine.model import build_model
 from megatron_poro.engine.optimizer import build_optimizer, set_learning_rate
-from megatron_poro.engine.platform import start_platform
+from megatron_poro.engine.platform import Platform
 from megatron_poro.engine.schedule import learning_rate
 from megatron_poro.engine.step import StepResult, evaluate, train_step
 from megatron_poro.observe import SinkGroup, open_sinks
@@ -46,9 +48,8 @@ class Trainer:
     state: TrainState
 
 
-def train(config: RunConfig, world: World, layout: Layout, *, stop_after: int | None = None) -> None:
+def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *, stop_after: int | None = None) -> None:
     """Train to the end of the run, or to step `stop_after`. Every rank must call it."""
-    platform = start_platform(world.local_rank)
     start_groups(world, layout, platform)
     run_directory = Path(config.run_directory)
     chunks = build_model(config, layout, platform)
@@ -172,9 +173,7 @@ def _write(trainer: Trainer, event: str, **values: Any) -> None:
     trainer.sinks.write({"event": event, "step": trainer.state.step, "time": time.time(), **values})
 
 
-def _step_progress(trainer: Trainer, num_steps: int) -> Any:
-    import contextlib  # noqa: PLC0415
-
+def _step_progress(trainer: Trainer, num_steps: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
     if not trainer.is_first:
         return contextlib.nullcontext(lambda amount: None)
     return progress("training", num_steps, "step")
@@ -182,6 +181,6 @@ def _step_progress(trainer: Trainer, num_steps: int) -> Any:
 
 def versions() -> dict[str, str]:
     """Versions of what computed the weights."""
-    from megatron.core import __version__ as megatron_version  # noqa: PLC0415
+    from megatron.core import __version__ as megatron_version
 
     return {"megatron_poro": __version__, "megatron_core": megatron_version, "torch": torch.__version__}

@@ -12,14 +12,18 @@ from megatron_poro.topology import Layout, microbatch_samples
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
-def training_microbatches(config: RunConfig, data: TrainingData, layout: Layout, *, step: int, data_rank: int) -> list[tuple[Rows, int]]:
+def training_microbatches(
+    config: RunConfig, data: TrainingData, layout: Layout, *, step: int, data_rank: int
+) -> list[tuple[Rows, int]]:
     """This rank's part of step `step` (counted from 0): arrays [micro_batch, seq + 1] and their number of rows."""
     training = config.training
     size = training.micro_batch_size
     first = step * training.global_batch_size
     num_microbatches = training.global_batch_size // (size * layout.data)
     spans = [microbatch_samples(first, n, size, (data_rank, layout.data)) for n in range(num_microbatches)]
-    return [(_checked(data.samples(span), config.model.vocab_size, f"samples {span.start}-{span.stop - 1}"), size) for span in spans]
+    return [
+        (_checked(data.samples(span), config.model.vocab_size, f"samples {span.start}-{span.stop - 1}"), size) for span in spans
+    ]
 
 
 def validation_microbatches(config: RunConfig, held_out: HeldOutSet, layout: Layout, *, data_rank: int) -> list[tuple[Rows, int]]:
@@ -37,7 +41,7 @@ def validation_microbatches(config: RunConfig, held_out: HeldOutSet, layout: Lay
         span = microbatch_samples(0, n, size, (data_rank, layout.data))
         real = range(min(span.start, num_samples), min(span.stop, num_samples))
         filler = held_out.samples(range(1)).repeat(size - len(real), axis=0)  # [rows short of a micro-batch, seq + 1]
-        rows = np.concatenate([held_out.samples(real), filler]) if len(real) else filler
+        rows = np.concatenate([held_out.samples(real), filler]) if real else filler
         microbatches.append((_checked(rows, config.model.vocab_size, f"validation set {held_out.name!r}"), len(real)))
     return microbatches
 

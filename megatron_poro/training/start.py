@@ -48,7 +48,7 @@ def local_layout(config: RunConfig) -> Layout:
 
 def layout_of(config: RunConfig, world: World) -> Layout:
     """The layout on the processes that exist. Raises LayoutError or ConfigError when it does not fit them or the batch."""
-    parallel, training = config.parallel, config.training
+    parallel = config.parallel
     layout = build_layout(parallel.tensor, parallel.pipeline, parallel.virtual_stages, world_size=world.size)
     if parallel.data and parallel.data != layout.data:
         raise ConfigError(
@@ -125,22 +125,25 @@ def _run_rank(config: RunConfig, world: World, stop_after: int | None) -> int:
         export_world(world)
         layout = layout_of(config, world)
         _quiet_known_warnings()
-        from megatron_poro.training.loop import train  # noqa: PLC0415 - loads torch
+        from megatron_poro.engine.platform import start_platform  # loads torch
 
-        train(config, world, layout, stop_after=stop_after)
+        platform = start_platform(world.local_rank)
+        from megatron_poro.training.loop import train  # loads megatron-core, which must find the platform
+
+        train(config, world, layout, platform, stop_after=stop_after)
     except USER_ERRORS as error:
         return _end_rank(world, USER_ERROR_CODE, str(error))
     except Exception:
         if world.size == 1:
             raise
-        import traceback  # noqa: PLC0415
+        import traceback
 
         return _end_rank(world, 1, traceback.format_exc())
     return 0
 
 
 def _quiet_known_warnings() -> None:
-    """megatron-core warns on import about packages that are optional here (`poro doctor` lists them) and about its own use of torch."""
+    """megatron-core warns on import about optional packages (`poro doctor` lists them) and about its own use of torch."""
     warnings.filterwarnings("ignore", module=r"megatron\.")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 

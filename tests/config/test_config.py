@@ -1,0 +1,143 @@
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_poro.config import RunConfig, load_run, recipes, save_run, shapes
+from megatron_poro.config.parse import merge
+from megatron_poro.config.reference import render_reference
+from megatron_poro.errors import ConfigError
+
+RUN = """
+recipe = "poro2-8b"
+run_directory = "out"
+[[data.sources]]
+name = "fi"
+path = "data/fi"
+weight = 1
+"""
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "runs").glob("*.toml"))
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(RUN)
+    return path
+
+
+def problems_of(run_file: Path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_run(run_file, overrides)
+    return [problem.removeprefix(f"{run_file}: ") for problem in caught.value.problems]
+
+
+def test_recipe_shape_and_file_are_merged(run_file: Path) -> None:
+    config = load_run(run_file)
+    assert (config.model.num_layers, config.model.rope_scaling_factor, config.model.max_position_embeddings) == (32, 8.0, 8192)
+    assert config.training.steps * config.training.global_batch_size * config.data.sequence_length == 165_498_847_232
+
+
+def test_paths_are_relative_to_the_run_file_and_in_overrides_to_the_working_directory(run_file: Path) -> None:
+    config = load_run(run_file, ["checkpoint.initial=start"])
+    assert config.run_directory == str(run_file.parent / "out")
+    assert config.data.sources[0].path == str(run_file.parent / "data" / "fi")
+    assert config.checkpoint.initial == str(Path.cwd() / "start")
+
+
+def test_overrides_win_and_are_typed(run_file: Path) -> None:
+    config = load_run(run_file, ["parallel.pipeline=4", "optimizer.learning_rate=1e-4", "observe.wandb_project=poro"])
+    assert (config.parallel.pipeline, config.optimizer.learning_rate, config.observe.wandb_project) == (4, 1e-4, "poro")
+
+
+def test_every_problem_is_reported_at_once_with_its_full_key(run_file: Path) -> None:
+    found = problems_of(run_file, "model.hidden_sise=3", "training.precision=fp8", "training.steps=many", "nonsense")
+    assert found == [
+        "override 'nonsense': not of the form section.key=value",
+        "model.hidden_sise: unknown key; did you mean 'hidden_size'?",
+        "training.steps: expected a whole number, found 'many'",
+        "training.precision: 'fp8' is none of bf16, fp32",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("parallel.tensor=3", "parallel.tensor (3) does not divide model.num_attention_heads (32)"),
+        ("parallel.pipeline=5", "= 5 does not divide model.num_layers (32)"),
+        ("parallel.virtual_stages=2", "parallel.virtual_stages (2) needs parallel.pipeline above 1"),
+        ("training.global_batch_size=0", "training.global_batch_size: 0 is out of range"),
+        ("optimizer.learning_rate=-1.0", "optimizer.learning_rate: -1.0 is out of range"),
+        ("optimizer.learning_rate=nan", "optimizer.learning_rate: nan is out of range"),
+        ("optimizer.final_learning_rate=1.0", "is above optimizer.learning_rate"),
+        ("training.micro_batch_size=7", "is not a multiple of training.micro_batch_size (7)"),
+        ("model.shape=llama9", "model.shape: unknown preset 'llama9'"),
+        ("recipe=poro9", "recipe: unknown preset 'poro9'"),
+        ("model.head_dim=3", "model.head_dim (3) is odd"),
+        ("data.sequence_length=0", "data.sequence_length: 0 is out of range"),
+    ],
+)
+def test_a_broken_rule_names_the_key_and_both_numbers(run_file: Path, override: str, expected: str) -> None:
+    assert any(expected in problem for problem in problems_of(run_file, override))
+
+
+def test_a_missing_file_and_bad_toml_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none.toml: no such run file"):
+        load_run(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("a = = 1")
+    with pytest.raises(ConfigError, match=r"bad.toml: not valid TOML: .*line 1"):
+        load_run(tmp_path / "bad.toml")
+
+
+def test_the_saved_config_is_a_run_file_that_gives_the_same_run(run_file: Path, tmp_path: Path) -> None:
+    config = load_run(run_file, ["data.stages=[{from_tokens=8192, weights={fi=1.0}}]"])
+    save_run(config, tmp_path / "resolved.toml")
+    assert load_run(tmp_path / "resolved.toml") == config
+
+
+@pytest.mark.parametrize("name", shapes())
+def test_every_shape_is_a_model(name: str, run_file: Path) -> None:
+    assert load_run(run_file, [f"model.shape={name}", "parallel.tensor=1", "parallel.sequence=false"]).model.shape == name
+
+
+def test_every_recipe_carries_the_numbers_of_poro_2() -> None:
+    wanted: dict[str, dict[str, Any]] = {
+        "poro2-8b": {
+            "parallel": {"tensor": 2, "pipeline": 1},
+            "optimizer": {"learning_rate": 3e-4},
+            "sft": {"global_batch_size": 64},
+        },
+        "poro2-70b": {
+            "parallel": {"tensor": 8, "pipeline": 8},
+            "optimizer": {"learning_rate": 1.5e-4},
+            "sft": {"global_batch_size": 128},
+        },
+    }
+    assert list(recipes()) == sorted(wanted)
+    for name, values in wanted.items():
+        recipe = recipes()[name]
+        assert merge(recipe, values) == recipe
+        assert recipe["optimizer"]["adam_epsilon"] == 1e-5
+        assert (recipe["dpo"]["beta"], recipe["dpo"]["epochs"], recipe["dpo"]["learning_rate"]) == (0.01, 3, 5e-7)
+        assert (recipe["sft"]["epochs"], recipe["sft"]["learning_rate"], recipe["sft"]["warmup_fraction"]) == (2, 5e-6, 0.03)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_run_file_is_valid(path: Path) -> None:
+    assert isinstance(load_run(path), RunConfig)
+
+
+def test_the_reference_lists_every_key() -> None:
+    text = render_reference()
+    config = tomllib.loads(RUN)
+    assert config["recipe"] == "poro2-8b"
+    for key in ("steps", "tensor", "[[data.sources]]", "from_tokens", "wandb_project", "beta", "allow_changed"):
+        assert key in text
+
+
+def test_the_package_and_its_config_load_no_torch() -> None:
+    program = "import sys, megatron_poro, megatron_poro.config, megatron_poro.cli.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

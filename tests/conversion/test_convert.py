@@ -1,0 +1,232 @@
+"""Whole conversions: there and back, proved, published whole or not at all."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_poro.config import ModelConfig
+from megatron_poro.conversion import (
+    convert,
+    open_megatron,
+    read_model_file,
+    to_hf,
+    to_megatron,
+    verify,
+    write_model_file,
+)
+from megatron_poro.conversion.huggingface import open_huggingface
+from megatron_poro.conversion.table import pieces
+from megatron_poro.conversion.torch_dist import TorchDistWriter
+from megatron_poro.conversion.weights import digest
+from megatron_poro.errors import ConversionError
+from tests.conversion.llamas import LLAMA, UNSCALED, random_tensors, save_llama, save_sharded
+from tests.shared_data import shared
+
+
+def test_a_trained_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    source = shared("checkpoints/stories260K_hf")
+    there = to_megatron(source, tmp_path / "megatron")
+    back = to_hf(tmp_path / "megatron", tmp_path / "hf", reference=source)
+    assert there["tensors"] == back["tensors"]
+    assert there["source"]["weights_sha256"] == back["source"]["weights_sha256"]
+    assert verify(source, tmp_path / "hf") == verify(tmp_path / "megatron", source) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_number_type_comes_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype, tied: bool) -> None:
+    model = replace(LLAMA, tied_embeddings=tied)
+    source = save_llama(tmp_path / "source", model, tensors=random_tensors(model, dtype))
+    to_megatron(source, tmp_path / "megatron")
+    to_hf(tmp_path / "megatron", tmp_path / "hf")
+    assert verify(source, tmp_path / "hf") == []
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["torch_dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_a_sharded_source_is_the_same_model(tmp_path: Path) -> None:
+    to_megatron(save_sharded(tmp_path / "sharded"), tmp_path / "megatron")
+    assert verify(tmp_path / "megatron", save_llama(tmp_path / "single")) == []
+
+
+@pytest.mark.parametrize("model", [LLAMA, UNSCALED, replace(LLAMA, head_dim=6), replace(LLAMA, rope_theta=1234.5)])
+def test_the_model_is_carried_there_and_back(tmp_path: Path, model: ModelConfig) -> None:
+    to_megatron(save_llama(tmp_path / "source", model), tmp_path / "megatron")
+    to_hf(tmp_path / "megatron", tmp_path / "hf")
+    carried = replace(model, rope_original_length=8192) if model.rope_scaling_factor == 1 else model
+    assert read_model_file(tmp_path / "megatron")[0] == open_huggingface(tmp_path / "hf").model == carried
+
+
+def test_the_proof_names_every_tensor_with_its_hash(tmp_path: Path) -> None:
+    to_megatron(save_llama(tmp_path / "source"), tmp_path / "megatron")
+    proof = json.loads((tmp_path / "megatron" / "conversion.json").read_text())
+    assert proof["tensors"] == {name: digest(tensor) for name, tensor in random_tensors().items()}
+    assert proof["source"]["name"] == "source"
+    assert set(proof["versions"]) == {"megatron_poro", "torch", "safetensors", "python"}
+
+
+def test_special_token_ids_travel_with_the_checkpoint(tmp_path: Path) -> None:
+    to_megatron(save_llama(tmp_path / "source"), tmp_path / "megatron")
+    to_hf(tmp_path / "megatron", tmp_path / "hf", max_position_embeddings=64)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (3, [4, 5])
+    assert config["max_position_embeddings"] == 64
+
+
+def test_a_reference_gives_tokenizer_and_token_ids(tmp_path: Path) -> None:
+    to_megatron(save_llama(tmp_path / "source"), tmp_path / "megatron")
+    reference = save_llama(tmp_path / "reference", config={"bos_token_id": 9})
+    (reference / "tokenizer.json").write_text("{}")
+    to_hf(tmp_path / "megatron", tmp_path / "hf", reference=reference)
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["bos_token_id"] == 9
+    assert (tmp_path / "hf" / "tokenizer.json").read_text() == "{}"
+
+
+def test_a_reference_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    to_megatron(save_llama(tmp_path / "source"), tmp_path / "megatron")
+    reference = save_llama(tmp_path / "reference", replace(LLAMA, vocab_size=512))
+    with pytest.raises(ConversionError, match=r"vocab_size 512, .* has 511"):
+        to_hf(tmp_path / "megatron", tmp_path / "hf", reference=reference)
+
+
+def test_a_cast_export_is_proved_against_the_cast_values(tmp_path: Path) -> None:
+    source = save_llama(tmp_path / "source")
+    to_megatron(source, tmp_path / "megatron")
+    proof = to_hf(tmp_path / "megatron", tmp_path / "hf", dtype="bfloat16")
+    assert proof["cast"] == "bfloat16"
+    assert proof["tensors"] == {name: digest(tensor.bfloat16()) for name, tensor in random_tensors().items()}
+    assert len(verify(source, tmp_path / "hf")) == len(random_tensors())
+
+
+def test_an_existing_target_is_refused_and_left_alone(tmp_path: Path) -> None:
+    source = save_llama(tmp_path / "source")
+    (tmp_path / "megatron").mkdir()
+    with pytest.raises(ConversionError, match="exists; choose another output"):
+        to_megatron(source, tmp_path / "megatron")
+    assert list((tmp_path / "megatron").iterdir()) == []
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, "_prove", interrupted)
+    source = save_llama(tmp_path / "source")
+    with pytest.raises(KeyboardInterrupt):
+        to_megatron(source, tmp_path / "megatron")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_what_does_not_read_back_as_written_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = TorchDistWriter.write
+
+    def write_wrong(self: TorchDistWriter, name: str, chunk: torch.Tensor, **place: Any) -> None:
+        write(self, name, chunk + (name == "decoder.final_layernorm.weight"), **place)
+
+    monkeypatch.setattr(TorchDistWriter, "write", write_wrong)
+    source = save_llama(tmp_path / "source")
+    with pytest.raises(ConversionError, match=r"model\.norm\.weight: numbers differ; 1 in all"):
+        to_megatron(source, tmp_path / "megatron")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        to_megatron(save_llama(tmp_path / "source"), tmp_path / "megatron")
+        to_hf(tmp_path / "megatron", tmp_path / "hf")
+    finally:
+        os.umask(mask)
+    written = [*(tmp_path / "megatron").iterdir(), *(tmp_path / "hf").iterdir()]
+    assert {oct(path.stat().st_mode & 0o777) for path in written} == {"0o640"}
+
+
+def test_padding_rows_of_the_vocabulary_are_cut_and_optimizer_tensors_left_unread(tmp_path: Path) -> None:
+    tensors = random_tensors(LLAMA)
+    (tmp_path / "megatron").mkdir()
+    with TorchDistWriter(tmp_path / "megatron") as writer:
+        for piece in pieces(LLAMA):
+            chunk = piece.merge([tensors[name] for name in piece.names], LLAMA)
+            if "vocab" in str(piece.row.parts):
+                chunk = torch.cat([chunk, torch.full((1, 32), torch.nan)])
+            stacked = piece.row.stacked
+            lead = (LLAMA.num_layers,) if stacked else ()
+            offsets = ((piece.layer,) if stacked else ()) + (0,) * chunk.dim()
+            shape = lead + tuple(chunk.shape)
+            writer.write(piece.row.megatron, chunk[None] if stacked else chunk, offsets=offsets, shape=shape)
+        writer.write("optimizer.state.exp_avg.output_layer.weight", torch.zeros(1), offsets=(0,), shape=(2,))
+    write_model_file(tmp_path / "megatron", LLAMA, {})
+    to_hf(tmp_path / "megatron", tmp_path / "hf")
+    assert verify(tmp_path / "hf", save_llama(tmp_path / "source")) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "culprit"),
+    [
+        ({"vocab_size": 512}, r"embedding.word_embeddings.weight is \[511, 32\], but model.json implies \[512, 32\]"),
+        ({"ffn_hidden_size": 24}, "linear_fc1.weight is"),
+        ({"tied_embeddings": True}, "lists output_layer.weight"),
+        ({"num_layers": 2}, "layer_norm_weight is"),
+    ],
+)
+def test_a_checkpoint_that_is_not_the_model_it_claims_is_refused(tmp_path: Path, change: dict[str, Any], culprit: str) -> None:
+    to_megatron(save_llama(tmp_path / "source"), tmp_path / "megatron")
+    write_model_file(tmp_path / "megatron", replace(LLAMA, **change), {})
+    with pytest.raises(ConversionError, match=culprit):
+        open_megatron(tmp_path / "megatron")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "model": {"nonsense": 1}}'])
+def test_a_damaged_model_file_is_refused(tmp_path: Path, content: str) -> None:
+    to_megatron(save_llama(tmp_path / "source"), tmp_path / "megatron")
+    (tmp_path / "megatron" / "model.json").write_text(content)
+    with pytest.raises(ConversionError, match=r"model\.json"):
+        to_hf(tmp_path / "megatron", tmp_path / "hf")
+
+
+def test_verify_names_the_tensors_that_differ(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    one = save_llama(tmp_path / "one", tensors=tensors)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] += 1e-6
+    assert verify(one, save_llama(tmp_path / "other", tensors=tensors)) == ["model.layers.1.mlp.up_proj.weight: numbers differ"]
+
+
+def test_verify_names_the_keys_that_differ(tmp_path: Path) -> None:
+    one, other = save_llama(tmp_path / "one"), save_llama(tmp_path / "other", config={"rms_norm_eps": 1e-6})
+    assert verify(one, other) == ["model.norm_epsilon: 1e-05 against 1e-06"]
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+from megatron_poro.conversion import to_hf, to_megatron
+
+def peak_bytes():
+    return 1024 * int(re.search("VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+source, out = map(Path, sys.argv[1:])
+to_megatron(source.with_name("small"), out / "warm-up")
+before = peak_bytes()
+to_megatron(source, out / "megatron")
+to_hf(out / "megatron", out / "hf")
+print(peak_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_is_bounded_by_a_tensor_not_by_the_model(tmp_path: Path) -> None:
+    model = replace(LLAMA, num_layers=24, hidden_size=256, ffn_hidden_size=512, num_key_value_heads=4)
+    save_llama(tmp_path / "small")
+    source = save_llama(tmp_path / "big", model)
+    num_bytes = (source / "model.safetensors").stat().st_size
+    command = [sys.executable, "-c", MEASURE, str(source), str(tmp_path)]
+    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    # The largest piece (gate and up of a layer) has 1 MB: a few of those and the allocator's slack, against 63 MB.
+    assert grown < num_bytes / 4, f"{grown / 1e6:.0f} MB for a model of {num_bytes / 1e6:.0f} MB"

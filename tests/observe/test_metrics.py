@@ -1,0 +1,91 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_poro.config import ObserveConfig
+from megatron_poro.errors import ConfigError
+from megatron_poro.observe import JsonLinesSink, SinkGroup, open_sinks, read_metrics
+
+
+def write(path: Path, *records: dict[str, Any]) -> None:
+    sink = JsonLinesSink(path)
+    for record in records:
+        sink.write(record)
+    sink.close()
+
+
+def step(number: int, loss: float) -> dict[str, Any]:
+    return {"event": "step", "step": number, "loss": loss}
+
+
+def test_records_come_back_in_order(tmp_path: Path) -> None:
+    write(tmp_path / "m.jsonl", step(1, 3.0), step(2, 2.5))
+    assert read_metrics(tmp_path / "m.jsonl") == [step(1, 3.0), step(2, 2.5)]
+
+
+def test_a_restart_takes_back_the_steps_it_repeats(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    start = {"event": "start", "step": 1}
+    write(path, step(1, 3.0), step(2, 2.5), step(3, 2.4))
+    write(path, start, step(2, 2.6))
+    assert read_metrics(path) == [step(1, 3.0), start, step(2, 2.6)]
+
+
+def test_a_line_torn_by_a_kill_is_left_out_and_harms_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    write(path, step(1, 3.0))
+    with open(path, "ab") as file:
+        file.write(b'{"event": "step", "st')
+    write(path, step(2, 2.0))
+    assert read_metrics(path) == [step(1, 3.0), step(2, 2.0)]
+
+
+def test_a_failing_sink_costs_a_warning_and_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Failing:
+        def write(self, record: dict[str, Any]) -> None:
+            raise OSError("no route to host")
+
+        def close(self) -> None:
+            raise OSError("no route to host")
+
+    good = JsonLinesSink(tmp_path / "m.jsonl")
+    group = SinkGroup([Failing(), good])
+    group.write(step(1, 3.0))
+    group.write(step(2, 2.0))
+    group.close()
+    assert len(read_metrics(tmp_path / "m.jsonl")) == 2
+    assert capsys.readouterr().err.count("Failing failed and is left out") == 1
+
+
+def test_wandb_offline_writes_one_run_over_restarts(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from megatron_poro.config import ObserveConfig
+from megatron_poro.observe import open_sinks
+sinks = open_sinks(ObserveConfig(wandb_project="poro"), Path(sys.argv[1]), {"a": 1})
+values = dict(loss=2.0, gradient_norm=1.0, learning_rate=1e-3, tokens=8, tokens_per_second=4.0)
+sinks.write({"event": "step", "step": int(sys.argv[2]), **values})
+sinks.write({"event": "validation", "step": int(sys.argv[2]), "losses": {"fi": 3.0}})
+sinks.close()
+"""
+    for number in ("1", "2"):
+        environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+        subprocess.run([sys.executable, "-c", program, str(tmp_path), number], env=environment, check=True)
+    runs = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    ids = {run.name.rpartition("-")[2] for run in runs}
+    assert len(runs) == 2
+    assert ids == {(tmp_path / "wandb_id").read_text()}
+    assert all(list(run.glob("*.wandb")) for run in runs)
+    assert len(json.dumps(read_metrics(tmp_path / "metrics.jsonl"))) > 0
+
+
+def test_wandb_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"observe.wandb_project: wandb is not installed"):
+        open_sinks(ObserveConfig(wandb_project="poro"), tmp_path, {})

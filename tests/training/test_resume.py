@@ -1,0 +1,118 @@
+"""What a resume may change and what it refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_indexing.writer import IndexedWriter
+from tests.runs import RUN, ledger_of, losses_of, poro, write_run
+
+
+def file_for(folder: Path, inputs: Path, **changes: Any) -> Path:
+    sources = [{**source, "path": str(inputs / source["name"])} for source in RUN["data"]["sources"]]
+    return write_run(
+        folder / "run.toml", {"data": {"sources": sources}, "checkpoint": {"initial": str(inputs / "start")}, **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def stopped(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one process, stopped after 4 of 12 steps."""
+    folder = tmp_path_factory.mktemp("stopped")
+    poro("train", file_for(folder, inputs), "--stop-after=4")
+    return folder
+
+
+def test_another_layout_goes_on_with_the_same_losses_and_ledger(stopped: Path, inputs: Path, tmp_path: Path) -> None:
+    copies: dict[str, Path] = {}
+    for name, overrides in {"same": [], "other": ["parallel.pipeline=2", "parallel.virtual_stages=2"]}.items():
+        run = tmp_path / name
+        run.mkdir()
+        _copy(stopped / "run", run / "run")
+        poro("train", file_for(run, inputs), *overrides)
+        copies[name] = run / "run"
+    same, other = (losses_of(copies[name]) for name in ("same", "other"))
+    assert len(same) == 12
+    # fp32 sums in another order over 8 steps
+    assert all(other[step] == pytest.approx(same[step], rel=2e-5) for step in same)
+    last = Path("checkpoints") / "step_00000012"
+    assert ledger_of(copies["same"] / last) == ledger_of(copies["other"] / last)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("optimizer.learning_rate=0.001", "optimizer.learning_rate was 0.003, is 0.001"),
+        ("training.steps=24", "training.steps was 12, is 24"),
+        ("training.precision=bf16", "training.precision was fp32, is bf16"),
+        ("data.seed=5", "data.seed was 1234, is 5"),
+        ("model.rope_theta=10000.0", "model.rope_theta was 500000.0, is 10000.0"),
+    ],
+)
+def test_a_determining_value_that_differs_is_refused_by_name(stopped: Path, override: str, named: str) -> None:
+    error = poro("train", stopped / "run.toml", override, code=2).stderr
+    assert named in error
+    assert "allow_changed" in error
+    assert "Traceback" not in error
+
+
+def test_a_value_that_is_allowed_to_change_may_change(stopped: Path, inputs: Path, tmp_path: Path) -> None:
+    _copy(stopped / "run", tmp_path / "run")
+    allow = 'checkpoint.allow_changed=["training.steps"]'
+    poro("train", file_for(tmp_path, inputs), "training.steps=6", allow)
+    assert len(losses_of(tmp_path / "run")) == 6
+
+
+def test_replaced_data_is_refused(stopped: Path, inputs: Path, tmp_path: Path) -> None:
+    _copy(stopped / "run", tmp_path / "run")
+    with IndexedWriter(tmp_path / "fi", "uint16") as writer:
+        for _ in range(200):
+            writer.add_document([7] * 200)
+    path = file_for(tmp_path, inputs)
+    path.write_text(path.read_text().replace(str(inputs / "fi"), str(tmp_path / "fi")))
+    assert "data.sources[0].content" in poro("train", path, code=2).stderr
+
+
+def test_a_finished_run_is_left_as_it_is(stopped: Path, inputs: Path, tmp_path: Path) -> None:
+    _copy(stopped / "run", tmp_path / "run")
+    path = file_for(tmp_path, inputs)
+    poro("train", path)
+    before = losses_of(tmp_path / "run")
+    assert "step 12 of 12" in poro("train", path).stdout
+    assert losses_of(tmp_path / "run") == before
+
+
+def damage_state(checkpoint: Path) -> None:
+    (checkpoint / "state.json").write_text("{")
+
+
+def damage_metadata(checkpoint: Path) -> None:
+    (checkpoint / ".metadata").write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
+
+
+@pytest.mark.parametrize("damage", [damage_state, damage_metadata])
+def test_a_damaged_checkpoint_is_named(stopped: Path, inputs: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    _copy(stopped / "run", tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000004"
+    damage(checkpoint)
+    error = poro("train", file_for(tmp_path, inputs), code=2).stderr
+    assert str(checkpoint) in error
+    assert "Traceback" not in error
+
+
+def test_every_checkpoint_carries_config_ledger_and_versions(stopped: Path) -> None:
+    checkpoint = stopped / "run" / "checkpoints" / "step_00000004"
+    state = json.loads((checkpoint / "state.json").read_text())
+    assert (state["step"], state["samples"], state["tokens"]) == (4, 32, 32 * 64)
+    assert sum(source["samples"] for source in state["ledger"]["sources"]) == 32
+    assert state["versions"].keys() == {"megatron_poro", "megatron_core", "torch"}
+    assert (checkpoint / "config.toml").is_file()
+
+
+def _copy(source: Path, target: Path) -> None:
+    import shutil
+
+    shutil.copytree(source, target)
