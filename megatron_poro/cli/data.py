@@ -29,7 +29,12 @@ def _add_tokenize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     for flag, token in (("--bos", "begin-of-text"), ("--eod", "end-of-text")):
         placement = f"{token} token in every document, or none (default: document)"
         add(flag, choices=("document", "none"), default="document", help=placement)
-    add("--workers", type=int, metavar="N", help="processes; the output does not depend on it (default: one a core)")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes at most; the output does not depend on it (default: one a core)",
+    )
     add("--overwrite", action="store_true", help="replace an existing output (default: refuse)")
     parser.set_defaults(run=_tokenize)
 
@@ -71,8 +76,8 @@ def _document_range(text: str) -> range:
 
 
 def _tokenize(args: argparse.Namespace) -> int:
-    from data_indexing.tokenize import TokenizeOptions, tokenize_files  # noqa: PLC0415
-    from data_indexing.tokenizer import load_tokenizer  # noqa: PLC0415
+    from data_indexing.tokenize import TokenizeOptions, tokenize_files
+    from data_indexing.tokenizer import load_tokenizer
 
     options = TokenizeOptions(args.text_field, args.bos, args.eod, args.workers, args.overwrite)
     counts = tokenize_files(args.inputs, args.output, tokenizer=load_tokenizer(args.tokenizer), options=options)
@@ -82,7 +87,7 @@ def _tokenize(args: argparse.Namespace) -> int:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from data_indexing.merge import merge  # noqa: PLC0415
+    from data_indexing.merge import merge
 
     counts = merge(args.prefixes, args.output, shuffle_seed=args.shuffle, overwrite=args.overwrite)
     print(f"{args.output}: {counts.num_documents:,} documents, {counts.num_tokens:,} tokens")
@@ -90,7 +95,7 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from data_indexing.verify import verify  # noqa: PLC0415
+    from data_indexing.verify import verify
 
     tokenizer = _optional_tokenizer(args.tokenizer)
     reports = [verify(prefix, tokenizer=tokenizer) for prefix in args.prefixes]
@@ -102,7 +107,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from data_indexing.inspect import inspect, render  # noqa: PLC0415
+    from data_indexing.inspect import inspect, render
 
     inspection = inspect(args.prefix, _optional_tokenizer(args.tokenizer), documents=args.documents)
     _write_utf8(render(inspection, raw=args.raw))
@@ -110,7 +115,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _optional_tokenizer(path: str | None) -> Any:
-    from data_indexing.tokenizer import load_tokenizer  # noqa: PLC0415
+    from data_indexing.tokenizer import load_tokenizer
 
     return None if path is None else load_tokenizer(path)
 

@@ -34,6 +34,8 @@ def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]
         list(chunks),
         use_gloo_process_groups=False,
     )
+    for part in optimizer.chained_optimizers:
+        part.init_state_fn(part.optimizer, part.config)  # moments exist from the start, so a run can be saved before its first step
     transformer = chunks[0].config
     transformer.grad_scale_func = optimizer.scale_loss
     transformer.finalize_model_grads_func = finalize_model_grads

@@ -98,12 +98,13 @@ def _run_steps(trainer: Trainer, last_step: int) -> None:
         while trainer.state.step < last_step:
             _take_step(trainer)
             step = trainer.state.step
-            ends = step == last_step
             if step == training.steps or (training.validate_every_steps and step % training.validate_every_steps == 0):
                 _validate(trainer)
-            if ends or (every and step % every == 0):
+            if every and step % every == 0:
                 _save(trainer)
             advance(1)
+    if not checkpoints.checkpoint_path(Path(trainer.config.run_directory), trainer.state.step).exists():
+        _save(trainer)
 
 
 def _take_step(trainer: Trainer) -> None:

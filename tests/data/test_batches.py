@@ -127,8 +127,16 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -
 
 def write_manifest(prefix: Path, num_tokens: int) -> None:
     counts = Counts(num_documents=7, num_tokens=num_tokens, num_empty_documents=0, num_text_bytes=None)
-    hashes = file_sha256(bin_path(prefix)), file_sha256(idx_path(prefix))
-    save_manifest(prefix, Manifest(None, None, "int32", counts, (), *hashes, versions={}))
+    manifest = Manifest(
+        tokenizer=None,
+        policy=None,
+        dtype="int32",
+        counts=counts,
+        inputs=(),
+        bin_sha256=file_sha256(bin_path(prefix)),
+        idx_sha256=file_sha256(idx_path(prefix)),
+    )
+    save_manifest(prefix, manifest)
 
 
 def test_a_manifest_gives_the_content_and_must_belong_to_the_pair(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Text to Megatron .bin/.idx token files and back: tokenise, merge, verify, inspect."""

@@ -1,0 +1,203 @@
+"""Check all of a pair: sizes, index, token ids, document ends, and the hashes of its manifest.
+
+Reads everything once or twice, in constant memory. What the files alone cannot tell is reported as unknown.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from data_indexing.errors import DataError
+from data_indexing.format import Prefix, bin_path, idx_path
+from data_indexing.manifest import Manifest, file_sha256, load_manifest
+from data_indexing.progress import progress
+from data_indexing.reader import IndexedReader
+from data_indexing.tokenizer import TextTokenizer
+
+_BATCH_TOKENS = 8 << 20
+_BATCH_SEQUENCES = 1 << 20
+
+Outcome = Literal["ok", "fault", "unknown"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question put to a pair, and the answer."""
+
+    name: str
+    outcome: Outcome
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All answers, in the order of the checks."""
+
+    prefix: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def faults(self) -> tuple[Check, ...]:
+        """Checks that failed; none means nothing wrong was found."""
+        return tuple(check for check in self.checks if check.outcome == "fault")
+
+
+def verify(prefix: Prefix, *, tokenizer: TextTokenizer | None = None) -> Report:
+    """Check a pair against itself, its manifest and, when given, the tokenizer it should be made with."""
+    try:
+        manifest = load_manifest(prefix)
+        with IndexedReader(prefix) as reader:
+            checks = tuple(_checks(reader, manifest, tokenizer))
+    except DataError as error:
+        checks = (Check("files", "fault", str(error)),)
+    return Report(Path(prefix), checks)
+
+
+def _checks(reader: IndexedReader, manifest: Manifest | None, tokenizer: TextTokenizer | None) -> Iterator[Check]:
+    size = f"{reader.num_documents} documents, {reader.num_tokens} tokens of {reader.dtype.name}"
+    yield Check("files", "ok", f"sizes agree: {size}")
+    structure = [_check("pointers", _pointer_fault(reader)), _check("documents", _document_fault(reader))]
+    yield from structure
+    if any(check.outcome == "fault" for check in structure):
+        yield Check("tokens", "unknown", "the index is damaged, so documents cannot be told apart")
+    else:
+        yield from _token_checks(reader, _expected(manifest, tokenizer))
+    yield from _manifest_checks(reader, manifest, tokenizer)
+
+
+def _check(name: str, fault: str | None) -> Check:
+    return Check(name, "ok", "consistent") if fault is None else Check(name, "fault", fault)
+
+
+def _pointer_fault(reader: IndexedReader) -> str | None:
+    """Each sequence must begin where the one before it ends."""
+    expected = 0
+    for start in range(0, reader.num_sequences, _BATCH_SEQUENCES):
+        lengths = reader.sequence_lengths[start : start + _BATCH_SEQUENCES].astype(np.int64)
+        pointers = reader.sequence_pointers[start : start + _BATCH_SEQUENCES]
+        ends = expected + np.cumsum(lengths) * reader.dtype.itemsize
+        wrong = np.flatnonzero((pointers != ends - lengths * reader.dtype.itemsize) | (lengths < 0))
+        if wrong.size:
+            first = int(wrong[0])
+            where = f"sequence {start + first} begins at byte {pointers[first]} with {lengths[first]} tokens"
+            return f"{where}, expected byte {ends[first] - lengths[first] * reader.dtype.itemsize}"
+        expected = int(ends[-1])
+    return None
+
+
+def _document_fault(reader: IndexedReader) -> str | None:
+    """Document indices must rise from 0 to the number of sequences."""
+    indices = reader.document_indices
+    if indices[0] != 0 or indices[-1] != reader.num_sequences:
+        return f"document indices cover {indices[0]} .. {indices[-1]}, expected 0 .. {reader.num_sequences}"
+    for start in range(0, reader.num_documents, _BATCH_SEQUENCES):
+        falls = np.flatnonzero(np.diff(indices[start : start + _BATCH_SEQUENCES + 1]) < 0)
+        if falls.size:
+            return f"document {start + int(falls[0])} ends before it begins"
+    return None
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What tokens must be, None where nobody says."""
+
+    vocab_size: int | None
+    bos_id: int | None
+    eod_id: int | None
+    policy_known: bool
+
+
+def _expected(manifest: Manifest | None, tokenizer: TextTokenizer | None) -> _Expected:
+    policy = manifest.policy if manifest else None
+    record = manifest.tokenizer if manifest else None
+    vocab_size = tokenizer.vocab_size if tokenizer else record.vocab_size if record else None
+    if policy:
+        return _Expected(vocab_size, policy.bos_id, policy.eod_id, policy_known=True)
+    return _Expected(vocab_size, None, tokenizer.eos_id if tokenizer else None, policy_known=False)
+
+
+@dataclass
+class _Tally:
+    """Documents and tokens that break a rule, and where the first one is."""
+
+    count: int = 0
+    first: int = -1
+
+    def add(self, wrong: npt.NDArray[np.bool_], start: int) -> None:
+        """Take in a batch whose first element is number `start`."""
+        places = np.flatnonzero(wrong)
+        if self.count == 0 and places.size:
+            self.first = start + int(places[0])
+        self.count += places.size
+
+
+def _token_checks(reader: IndexedReader, expected: _Expected) -> Iterator[Check]:
+    strange, unopened, unclosed = _Tally(), _Tally(), _Tally()
+    with progress(f"verify {reader.prefix.name}", reader.num_tokens * reader.dtype.itemsize, "B") as advance:
+        for first, end in reader.document_batches(_BATCH_TOKENS):
+            offsets = reader.document_offsets(first, end)
+            tokens = reader.documents(first, end)
+            limit = np.inf if expected.vocab_size is None else expected.vocab_size
+            strange.add((tokens < 0) | (tokens >= limit), int(offsets[0]))
+            begins, ends = offsets[:-1] - offsets[0], offsets[1:] - offsets[0]
+            unopened.add(_missing(tokens, begins, begins == ends, expected.bos_id), first)
+            unclosed.add(_missing(tokens, ends - 1, begins == ends, expected.eod_id), first)
+            advance(tokens.nbytes)
+    yield _id_check(strange, expected.vocab_size)
+    yield _placement_check("bos", unopened, expected.bos_id, known=expected.policy_known)
+    yield _placement_check("eod", unclosed, expected.eod_id, known=expected.policy_known)
+
+
+def _missing(
+    tokens: npt.NDArray[np.integer],
+    places: npt.NDArray[np.int64],
+    empty: npt.NDArray[np.bool_],
+    token_id: int | None,
+) -> npt.NDArray[np.bool_]:
+    """Documents that lack the token at their place, an empty document among them."""
+    if token_id is None:
+        return np.zeros(places.size, np.bool_)
+    missing = empty.copy()
+    missing[~empty] = tokens[places[~empty]] != token_id
+    return missing
+
+
+def _id_check(strange: _Tally, vocab_size: int | None) -> Check:
+    if strange.count:
+        where = f"{strange.count} ids outside the vocabulary of {vocab_size or 'any size'}"
+        return Check("ids", "fault", f"{where}, the first is token {strange.first}")
+    if vocab_size is None:
+        return Check("ids", "unknown", "none is negative; without manifest or tokenizer the vocabulary is not known")
+    return Check("ids", "ok", f"all below {vocab_size}")
+
+
+def _placement_check(name: str, missing: _Tally, token_id: int | None, *, known: bool) -> Check:
+    if missing.count:
+        where = f"{missing.count} documents without {token_id}, the first is document {missing.first}"
+        return Check(name, "fault", where)
+    if token_id is not None:
+        return Check(name, "ok", f"{token_id} in every document")
+    if known:
+        return Check(name, "ok", "none, as the manifest says")
+    return Check(name, "unknown", "without a manifest it is not known whether documents have one")
+
+
+def _manifest_checks(reader: IndexedReader, manifest: Manifest | None, tokenizer: TextTokenizer | None) -> Iterator[Check]:
+    if manifest is None:
+        yield Check("manifest", "unknown", "none; the origin and the hashes of the pair are not known")
+        return
+    facts: list[tuple[str, object, object]] = [
+        ("documents", manifest.counts.num_documents, reader.num_documents),
+        ("tokens", manifest.counts.num_tokens, reader.num_tokens),
+        ("dtype", manifest.dtype, reader.dtype.name),
+        ("sha256 of the .idx", manifest.idx_sha256, file_sha256(idx_path(reader.prefix))),
+        ("sha256 of the .bin", manifest.bin_sha256, file_sha256(bin_path(reader.prefix))),
+    ]
+    if tokenizer and manifest.tokenizer:
+        facts.append(("tokenizer", manifest.tokenizer.sha256, tokenizer.sha256))
+    wrong = [f"{name} is {found}, the manifest says {said}" for name, said, found in facts if said != found]
+    yield _check("manifest", "; ".join(wrong) or None)
