@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-DEFAULT_STEPS = 300
-
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `demo`."""
@@ -19,9 +17,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--out", metavar="DIR", type=Path, default=Path("demo-out"), help="new folder for everything (default: demo-out)"
     )
-    parser.add_argument(
-        "--steps", metavar="N", type=int, default=DEFAULT_STEPS, help="steps of each of the two trainings (default: 300)"
-    )
+    parser.add_argument("--steps", metavar="N", type=int, help="steps of each of the two trainings (default: 240)")
     parser.set_defaults(run=_run)
 
 

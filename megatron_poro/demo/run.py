@@ -15,7 +15,7 @@ from megatron_poro.config.load import resolve
 from megatron_poro.config.parse import Problems
 from megatron_poro.demo.base import train_tokenizer, write_random_llama
 from megatron_poro.demo.corpus import DOMAINS, check_corpus, write_corpus
-from megatron_poro.demo.summary import summarise
+from megatron_poro.demo.summary import FULL_STEPS, summarise
 from megatron_poro.errors import ConfigError, PoroError
 
 VOCAB_SIZE = 2048
@@ -28,11 +28,11 @@ CONTINUED_MIX = {"fi": 0.3, "en": 0.3, "code": 0.3, "math": 0.1}
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """`corpus` None means the built-in text; `steps` of the first pretraining and again of the continued one."""
+    """`corpus` None means the built-in text; `steps` of the first pretraining and again of the continued one, None the full number."""
 
     out: Path
     corpus: Path | None = None
-    steps: int = 300
+    steps: int | None = None
 
 
 def run_demo(options: DemoOptions) -> int:
@@ -44,20 +44,21 @@ def run_demo(options: DemoOptions) -> int:
     if out.exists() and any(out.iterdir()):
         raise PoroError(f"--out {out}: not empty; remove it or give another folder")
     corpus = options.corpus.resolve() if options.corpus else out / "corpus"
-    _prepare(options, out, corpus)
+    steps = options.steps or FULL_STEPS
+    _prepare(options, out, corpus, steps=steps)
     _tokenize(out, corpus)
-    _pretrain_base(options, out)
-    _continue_pretraining(options, out)
-    return summarise(out, steps=options.steps, seconds=time.monotonic() - started)
+    _pretrain_base(out, steps)
+    _continue_pretraining(out, steps)
+    return summarise(out, steps=steps, seconds=time.monotonic() - started)
 
 
-def _prepare(options: DemoOptions, out: Path, corpus: Path) -> None:
+def _prepare(options: DemoOptions, out: Path, corpus: Path, *, steps: int) -> None:
     _say("1. Four domains of text, a tokenizer, and a random Llama as a Hugging Face directory")
     if not options.corpus:
         write_corpus(corpus)
     tokenizer = train_tokenizer(corpus, VOCAB_SIZE)
-    _write_run_file(out, "base", BASE_MIX, options.steps, initial="random-megatron")
-    config = _write_run_file(out, "continued", CONTINUED_MIX, options.steps, initial="base-megatron")
+    _write_run_file(out, "base", BASE_MIX, steps, initial="random-megatron")
+    config = _write_run_file(out, "continued", CONTINUED_MIX, steps, initial="base-megatron")
     problems = Problems()
     resolved = resolve(config, problems)
     if resolved is None or problems:
@@ -75,20 +76,20 @@ def _tokenize(out: Path, corpus: Path) -> None:
     _poro("data", "verify", *(f"{out}/data/{domain}" for domain in DOMAINS), "--tokenizer", f"{out}/random-hf")
 
 
-def _pretrain_base(options: DemoOptions, out: Path) -> None:
+def _pretrain_base(out: Path, steps: int) -> None:
     _say("3. A first pretraining on English and code: the base model")
     _poro("convert", "to-megatron", f"{out}/random-hf", f"{out}/random-megatron")
     _poro("train", f"{out}/base.toml")
-    last = f"{out}/runs/base/checkpoints/step_{options.steps:08d}"
+    last = f"{out}/runs/base/checkpoints/step_{steps:08d}"
     _poro("convert", "to-hf", last, f"{out}/base-hf", "--reference", f"{out}/random-hf")
 
 
-def _continue_pretraining(options: DemoOptions, out: Path) -> None:
+def _continue_pretraining(out: Path, steps: int) -> None:
     _say("4. Continued pretraining of the base with Finnish: stopped half way, resumed, exported")
     _poro("convert", "to-megatron", f"{out}/base-hf", f"{out}/base-megatron")
-    _poro("train", f"{out}/continued.toml", f"--stop-after={options.steps // 2}")
+    _poro("train", f"{out}/continued.toml", f"--stop-after={steps // 2}")
     _poro("train", f"{out}/continued.toml")
-    last = f"{out}/runs/continued/checkpoints/step_{options.steps:08d}"
+    last = f"{out}/runs/continued/checkpoints/step_{steps:08d}"
     _poro("convert", "to-hf", last, f"{out}/final-hf", "--reference", f"{out}/base-hf")
     _poro("convert", "verify", last, f"{out}/final-hf")
 

@@ -10,7 +10,7 @@ from megatron_poro.data import TrainingData
 from megatron_poro.data.ledger import ledger_at
 from megatron_poro.observe import Record, read_metrics
 
-FULL_STEPS = 300
+FULL_STEPS = 240
 PROMPT = "Suomen"
 AGREEMENT = 1e-5
 FINNISH_FALL = 1 / 3

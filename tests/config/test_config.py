@@ -130,6 +130,14 @@ def test_every_example_run_file_is_valid(path: Path) -> None:
     assert isinstance(load_run(path), RunConfig)
 
 
+def test_the_run_file_in_the_readme_is_poro_2(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "run.toml").write_text(readme.partition("```toml\n")[2].partition("```")[0])
+    config = load_run(tmp_path / "run.toml")
+    assert [source.weight for source in config.data.sources] == [0.3, 0.3, 0.3, 0.1]
+    assert (config.parallel.tensor, config.training.steps) == (2, 39458)
+
+
 def test_the_reference_lists_every_key() -> None:
     text = render_reference()
     config = tomllib.loads(RUN)
