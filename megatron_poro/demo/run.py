@@ -28,7 +28,7 @@ CONTINUED_MIX = {"fi": 0.3, "en": 0.3, "code": 0.3, "math": 0.1}
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """`corpus` None means the built-in text; `steps` of the first pretraining and again of the continued one, None the full number."""
+    """`corpus` None means the built-in text; `steps` is the length of either training, None the full number."""
 
     out: Path
     corpus: Path | None = None
