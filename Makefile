@@ -18,6 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 run: $(STAMP)  ## run the whole job on this machine, small: text in, continued-pretrained model out
+	rm -rf demo-out
 	$(BIN)/poro demo $(DEMO)
 
 test: $(STAMP)  ## run the tests; the last line is pytest's summary
@@ -31,7 +32,10 @@ check: $(STAMP)  ## format, lint, types, layers, shell scripts, spelling
 	git ls-files -z '*.sh' '*.sbatch' .ci/run | xargs -0 $(BIN)/shellcheck
 	$(BIN)/codespell
 
-clean:  ## remove what the demo and the environment left
-	rm -rf $(VENV) demo-out build *.egg-info
+clean:  ## remove what the demo and builds left
+	rm -rf demo-out build *.egg-info
 
-.PHONY: help venv run test check clean
+distclean: clean  ## remove the environment too (1.5 GB)
+	rm -rf $(VENV)
+
+.PHONY: help venv run test check clean distclean

@@ -38,21 +38,37 @@ class Policy:
 
 @dataclass(frozen=True)
 class Counts:
-    """Documents and tokens written, empty documents left out, UTF-8 bytes of text; null is not known."""
+    """Documents and tokens written, empty documents left out, UTF-8 bytes of text, documents rejected; null is not known.
+
+    What was read is the sum of what was written, left out and rejected.
+    """
 
     num_documents: int
     num_tokens: int
     num_empty_documents: int | None
     num_text_bytes: int | None
+    num_rejected_documents: int | None = None
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A text file as it was read."""
+    """A text file as it was read, or the bytes of it that a shard read, from `first_byte` on."""
 
     name: str
     num_bytes: int
     sha256: str
+    first_byte: int = 0
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """How text became tokens: the encoder and its version, the field of the text, the shard (I/N), what is a sequence."""
+
+    encoder: str
+    encoder_version: str
+    text_field: str
+    shard: str
+    sequences: Literal["documents", "sentences"]
 
 
 @dataclass(frozen=True)
@@ -74,8 +90,8 @@ def _versions() -> dict[str, str]:
 class Manifest:
     """All of it; `tokenizer` and `policy` are null where a merge took in pairs without a manifest.
 
-    `parts` and `shuffle_seed` belong to a merge; `shuffle_seed` is null where documents stand in the order of the
-    parts.
+    `tokenization` belongs to a pair made from text, `parts` and `shuffle_seed` to a merge; `shuffle_seed` is null where
+    documents stand in the order of the parts.
     """
 
     format_version: int = FORMAT_VERSION
@@ -88,6 +104,7 @@ class Manifest:
     idx_sha256: str
     parts: tuple[Part, ...] = ()
     shuffle_seed: int | None = None
+    tokenization: Tokenization | None = None
     versions: dict[str, str] = field(default_factory=_versions)
 
 
@@ -95,8 +112,13 @@ def save_manifest(prefix: Prefix, manifest: Manifest) -> None:
     """Write PREFIX.json, whole or not at all."""
     path = manifest_path(prefix)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(manifest_text(manifest), encoding="utf-8")
     temporary.rename(path)
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """Content of PREFIX.json."""
+    return json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
 
 
 def load_manifest(prefix: Prefix) -> Manifest | None:
@@ -126,6 +148,7 @@ def _from_json(raw: dict[str, Any]) -> Manifest:
         "policy": Policy(**raw["policy"]) if raw["policy"] else None,
         "counts": Counts(**raw["counts"]),
         "inputs": tuple(InputFile(**item) for item in raw["inputs"]),
+        "tokenization": Tokenization(**raw["tokenization"]) if raw.get("tokenization") else None,
         "parts": tuple(Part(**item) for item in raw["parts"]),
     }
     return Manifest(**(raw | decoded))

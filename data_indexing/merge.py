@@ -1,169 +1,145 @@
-"""Put several pairs into one, in order or with all their documents shuffled, in constant memory for tokens."""
+"""Put several pairs into one, in order or with all their documents shuffled; any number of them, in bounded memory."""
 
-import os
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from itertools import accumulate, chain
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from data_indexing.errors import DataError
-from data_indexing.format import Prefix, bin_path, manifest_path
-from data_indexing.manifest import Counts, Manifest, Part, load_manifest, save_manifest
+from data_indexing.format import HEADER_BYTES, Prefix, bin_path
+from data_indexing.manifest import Counts, Manifest, Part
+from data_indexing.pairs import Pair, open_pairs
 from data_indexing.progress import progress
 from data_indexing.reader import IndexedReader
+from data_indexing.shuffle import DEFAULT_MEMORY_BYTES, check_seed, write_shuffled
+from data_indexing.streams import HASHES_BEHIND, read_exactly, run_ahead
+from data_indexing.structure import BATCH_SEQUENCES, check_structure
 from data_indexing.writer import IndexedWriter, check_output
 
 Value = TypeVar("Value")
 
-_BATCH_TOKENS = 8 << 20
-_SHUFFLE_BATCH_DOCUMENTS = 1024
-# Reads in flight: scattered reads of a parallel file system are slow one by one.
-_SHUFFLE_READERS = 16
+# Small enough for the second-level cache, where the hash and the write find what was read.
+_PIECE_BYTES = 1 << 20
+_PIECES_AHEAD = 6
 
 
-def merge(prefixes: Sequence[Prefix], output: Prefix, *, shuffle_seed: int | None = None, overwrite: bool = False) -> Counts:
+def merge(
+    prefixes: Sequence[Prefix],
+    output: Prefix,
+    *,
+    shuffle_seed: int | None = None,
+    shuffle_memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    overwrite: bool = False,
+) -> Counts:
     """Concatenate pairs; with a seed, in one random order of all documents that is the same on every machine.
 
-    Pairs of another dtype, tokenizer or BOS/EOD policy are refused. Where a pair has no manifest, the merged one names
-    no tokenizer and no policy. Memory: one batch of tokens, and 16 bytes a document when shuffling.
+    Pairs of another dtype, tokenizer or BOS/EOD policy are refused, and damaged ones before anything is copied from
+    them. Where a pair has no manifest, the merged one names no tokenizer and no policy.
     """
-    _check_paths(prefixes, output)
+    pairs = open_pairs(prefixes, output)
     check_output(output, overwrite=overwrite)
-    with ExitStack() as stack:
-        readers = [stack.enter_context(IndexedReader(prefix)) for prefix in prefixes]
-        manifests = [_matching_manifest(reader) for reader in readers]
-        _check_alike(readers, manifests)
-        writer = stack.enter_context(IndexedWriter(output, readers[0].dtype))
-        total_bytes = sum(reader.num_tokens * reader.dtype.itemsize for reader in readers)
+    num_passes = 1 if shuffle_seed is None else 2
+    _check_space(pairs, output, num_copies=num_passes)
+    total_bytes = sum(pair.num_bytes for pair in pairs) * num_passes
+    with IndexedWriter(output, pairs[0].dtype) as writer:
         with progress("merge", total_bytes, "B") as advance:
-            batches = _in_order(readers) if shuffle_seed is None else _shuffled(readers, shuffle_seed)
-            for tokens, lengths, sequences in batches:
-                writer.add_documents(tokens, lengths, sequences_per_document=sequences)
-                advance(tokens.nbytes)
-    manifest = _merged_manifest(readers, manifests, writer, shuffle_seed=shuffle_seed)
-    save_manifest(output, manifest)
+            if shuffle_seed is None:
+                _write_in_order(pairs, writer, advance)
+            else:
+                check_seed(shuffle_seed)
+                write_shuffled(pairs, writer, seed=shuffle_seed, memory_bytes=shuffle_memory_bytes, advance=advance)
+        writer.seal()
+        manifest = _merged_manifest(pairs, writer, shuffle_seed=shuffle_seed)
+        writer.add_manifest(manifest)
     return manifest.counts
 
 
-_Batch = tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.int64]]
+def find_pairs(folder: Path) -> list[Path]:
+    """Prefixes of all pairs in a folder, by name; a file without its other half is an error."""
+    try:
+        names = {path.name for path in folder.iterdir() if path.is_file()}
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror}; give a folder of .bin/.idx pairs") from None
+    stems = {name[:-4] for name in names if name.endswith((".bin", ".idx"))}
+    for half in sorted(stem + suffix for stem in stems for suffix in (".bin", ".idx") if stem + suffix not in names):
+        raise DataError(f"{folder / half}: missing, its other half is there; complete the pair or move it away")
+    if not stems:
+        raise DataError(f"{folder}: holds no .bin/.idx pairs; give the folder that does")
+    return [folder / stem for stem in sorted(stems)]
 
 
-def _in_order(readers: Sequence[IndexedReader]) -> Iterator[_Batch]:
-    for reader in readers:
-        for first, end in reader.document_batches(_BATCH_TOKENS):
-            yield _documents(reader, first, end)
+def _check_space(pairs: Sequence[Pair], output: Prefix, *, num_copies: int) -> None:
+    index_bytes = sum(12 * pair.num_sequences + 8 * pair.num_documents for pair in pairs) + HEADER_BYTES + 8
+    needed = num_copies * (sum(pair.num_bytes for pair in pairs) + index_bytes)
+    free = shutil.disk_usage(Path(output).parent).free
+    if needed > free:
+        sizes = f"needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free"
+        raise DataError(f"{output}: the merge {sizes}; free space or choose another output")
 
 
-def _documents(reader: IndexedReader, first: int, end: int) -> _Batch:
-    """Tokens, sequence lengths and sequences per document of the documents first .. end - 1."""
-    indices = reader.document_indices[first : end + 1]
-    return reader.documents(first, end), reader.sequence_lengths[indices[0] : indices[-1]], np.diff(indices)
+def _write_in_order(pairs: Sequence[Pair], writer: IndexedWriter, advance: Callable[[int], None]) -> None:
+    for pair in pairs:
+        _append_index(pair, writer)
+    for data in run_ahead(_pieces(pairs), _PIECES_AHEAD):
+        writer.add_bytes(data)
+        advance(data.nbytes)
 
 
-def _shuffled(readers: Sequence[IndexedReader], seed: int) -> Iterator[_Batch]:
-    ends = list(accumulate(reader.num_documents for reader in readers))
-    order = _random_order(ends[-1], seed)
-
-    def read(document: int) -> _Batch:
-        part = bisect_right(ends, document)
-        local = document - ends[part] + readers[part].num_documents
-        return _documents(readers[part], local, local + 1)
-
-    def read_all(documents: npt.NDArray[np.int64]) -> list[_Batch]:
-        return [read(document) for document in documents.tolist()]
-
-    with ThreadPoolExecutor(_SHUFFLE_READERS) as pool:
-        for start in range(0, order.size, _SHUFFLE_BATCH_DOCUMENTS):
-            shares = np.array_split(order[start : start + _SHUFFLE_BATCH_DOCUMENTS], _SHUFFLE_READERS)
-            documents = chain.from_iterable(pool.map(read_all, shares))
-            tokens, lengths, sequences = (np.concatenate(arrays) for arrays in zip(*documents, strict=True))
-            yield tokens, lengths, sequences
+def _append_index(pair: Pair, writer: IndexedWriter) -> None:
+    with IndexedReader(pair.prefix) as reader:
+        check_structure(reader)
+        for start in range(0, reader.num_documents, BATCH_SEQUENCES):
+            indices = reader.document_indices[start : start + BATCH_SEQUENCES + 1]
+            writer.add_lengths(reader.sequence_lengths[indices[0] : indices[-1]], np.diff(indices))
 
 
-def _random_order(count: int, seed: int) -> npt.NDArray[np.int64]:
-    # numpy keeps the raw stream of a bit generator for ever, but not what permutation() makes of it.
-    keys = np.random.PCG64(seed).random_raw(count)
-    return np.argsort(keys, kind="stable")
+def _pieces(pairs: Sequence[Pair]) -> Iterator[memoryview]:
+    """The .bin files in pieces, each whole until all buffers but it have had their turn."""
+    buffers = deque(memoryview(bytearray(_PIECE_BYTES)) for _ in range(_PIECES_AHEAD + HASHES_BEHIND + 2))
+    for pair in pairs:
+        path = bin_path(pair.prefix)
+        done = 0
+        with path.open("rb", buffering=0) as stream:
+            while count := read_exactly(stream.fileno(), buffers[0], done):
+                yield buffers[0][:count]
+                buffers.rotate(-1)
+                done += count
+        if done != pair.num_bytes:
+            raise DataError(f"{path}: read {done} bytes, expected {pair.num_bytes}; the file changed, merge again")
 
 
-def _check_paths(prefixes: Sequence[Prefix], output: Prefix) -> None:
-    paths = [os.path.realpath(bin_path(prefix)) for prefix in prefixes]
-    if os.path.realpath(bin_path(output)) in paths:
-        raise DataError(f"{output}: is both an input and the output of the merge; choose another output")
-    for prefix, path in zip(prefixes, paths, strict=True):
-        if paths.count(path) > 1:
-            raise DataError(f"{prefix}: given {paths.count(path)} times; give each pair once")
-
-
-def _matching_manifest(reader: IndexedReader) -> Manifest | None:
-    manifest = load_manifest(reader.prefix)
-    if manifest and (manifest.counts.num_documents, manifest.counts.num_tokens) != _size(reader):
-        counts = f"{manifest.counts.num_documents} documents and {manifest.counts.num_tokens} tokens"
-        found = "{} and {}".format(*_size(reader))
-        path = manifest_path(reader.prefix)
-        raise DataError(f"{path}: says {counts}, the pair holds {found}; tokenize again or remove the manifest")
-    return manifest
-
-
-def _size(reader: IndexedReader) -> tuple[int, int]:
-    return reader.num_documents, reader.num_tokens
-
-
-def _check_alike(readers: Sequence[IndexedReader], manifests: Sequence[Manifest | None]) -> None:
-    _refuse_difference("dtype", [(reader.prefix, reader.dtype.name) for reader in readers])
-    known = [(reader.prefix, manifest) for reader, manifest in zip(readers, manifests, strict=True) if manifest]
-    tokenizers = [(prefix, manifest.tokenizer) for prefix, manifest in known]
-    named = [(prefix, f"{record.name} {record.sha256[:16]}") for prefix, record in tokenizers if record]
-    _refuse_difference("tokenizer", named)
-    policies = [(prefix, manifest.policy) for prefix, manifest in known]
-    stated = [(prefix, f"bos {policy.bos}, eod {policy.eod}") for prefix, policy in policies if policy]
-    _refuse_difference("policy", stated)
-
-
-def _refuse_difference(what: str, values: Sequence[tuple[Path, str]]) -> None:
-    for prefix, value in values:
-        first, expected = values[0]
-        if value != expected:
-            raise DataError(f"{prefix}: {what} is {value}, that of {first} is {expected}; tokenize both alike or merge apart")
-
-
-def _merged_manifest(
-    readers: Sequence[IndexedReader],
-    manifests: Sequence[Manifest | None],
-    writer: IndexedWriter,
-    *,
-    shuffle_seed: int | None,
-) -> Manifest:
-    known = [manifest for manifest in manifests if manifest]
-    complete = len(known) == len(manifests)
-    parts = (_part(reader, manifest) for reader, manifest in zip(readers, manifests, strict=True))
+def _merged_manifest(pairs: Sequence[Pair], writer: IndexedWriter, *, shuffle_seed: int | None) -> Manifest:
+    known = [pair.manifest for pair in pairs if pair.manifest]
+    complete = len(known) == len(pairs)
     return Manifest(
         tokenizer=_common([manifest.tokenizer for manifest in known]) if complete else None,
         policy=_common([manifest.policy for manifest in known]) if complete else None,
         dtype=writer.dtype.name,
-        counts=Counts(
-            writer.num_documents,
-            writer.num_tokens,
-            _total([manifest.counts.num_empty_documents for manifest in known]) if complete else None,
-            _total([manifest.counts.num_text_bytes for manifest in known]) if complete else None,
-        ),
+        counts=_sum_counts(pairs, writer),
         inputs=tuple(chain.from_iterable(manifest.inputs for manifest in known)),
         bin_sha256=writer.bin_sha256,
         idx_sha256=writer.idx_sha256,
-        parts=tuple(parts),
+        parts=tuple(_part(pair) for pair in pairs),
         shuffle_seed=shuffle_seed,
     )
 
 
-def _part(reader: IndexedReader, manifest: Manifest | None) -> Part:
-    hashes = (manifest.bin_sha256, manifest.idx_sha256) if manifest else (None, None)
-    return Part(reader.prefix.name, *_size(reader), *hashes)
+def _sum_counts(pairs: Sequence[Pair], writer: IndexedWriter) -> Counts:
+    """Every count added up; null where one of the pairs does not know it."""
+    parts = [pair.manifest.counts if pair.manifest else None for pair in pairs]
+    names = [field.name for field in fields(Counts)]
+    sums: dict[str, Any] = {name: _total([getattr(counts, name, None) for counts in parts]) for name in names}
+    return Counts(**(sums | {"num_documents": writer.num_documents, "num_tokens": writer.num_tokens}))
+
+
+def _part(pair: Pair) -> Part:
+    hashes = (pair.manifest.bin_sha256, pair.manifest.idx_sha256) if pair.manifest else (None, None)
+    return Part(pair.prefix.name, pair.num_documents, pair.num_tokens, *hashes)
 
 
 def _common(values: Sequence[Value | None]) -> Value | None:

@@ -2,37 +2,54 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
+_LINE_SECONDS = 60.0
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
+class Advance(Protocol):
+    """Tell of so much more that is done and, if given, what else there is to say."""
+
+    def __call__(self, amount: int, note: str = "", /) -> None:
+        """See there."""
+
+
 @contextmanager
-def progress(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yield `advance(amount)`; the bar shows amount, rate and time left. `unit` is a symbol such as "B"."""
-    shown = _bar(description, total, unit) if sys.stderr.isatty() else _closing_line(description, unit)
+def progress(description: str, total: int, unit: str) -> Iterator["Advance"]:
+    """Yield `advance(amount, note)`; the bar shows amount, rate, note and time left. `unit` is a symbol such as "B"."""
+    shown = _bar(description, total, unit) if sys.stderr.isatty() else _lines(description, total, unit)
     with shown as advance:
         yield advance
 
 
 @contextmanager
-def _closing_line(description: str, unit: str) -> Iterator[Callable[[int], None]]:
-    done = 0
+def _lines(description: str, total: int, unit: str) -> Iterator[Advance]:
+    """A line a minute and one at the end."""
+    start = last = time.monotonic()
+    done, said = 0, ""
 
-    def advance(amount: int) -> None:
-        nonlocal done
-        done += amount
+    def advance(amount: int, note: str = "", /) -> None:
+        nonlocal done, said, last
+        done, said = done + amount, note
+        if time.monotonic() - last >= _LINE_SECONDS:
+            last = time.monotonic()
+            left = (total - done) * (last - start) / max(done, 1)
+            say(f"{_amount(done, unit)} of {_amount(total, unit)}", f", {left:.0f} s left")
 
-    start = time.monotonic()
+    def say(amount: str, rest: str) -> None:
+        seconds = time.monotonic() - start
+        rate = _amount(done / max(seconds, 1e-9), unit)
+        print(f"{description}: {amount} in {seconds:.1f} s ({rate}/s){said and ', '}{said}{rest}", file=sys.stderr, flush=True)
+
     yield advance
-    seconds = time.monotonic() - start
-    rate = _amount(done / max(seconds, 1e-9), unit)
-    print(f"{description}: {_amount(done, unit)} in {seconds:.1f} s ({rate}/s)", file=sys.stderr)
+    say(_amount(done, unit), "")
 
 
 @contextmanager
-def _bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _bar(description: str, total: int, unit: str) -> Iterator[Advance]:
     # Imported here: rich takes longer to import than most commands take to answer.
     from rich import progress as rich_progress
     from rich.console import Console
@@ -42,11 +59,12 @@ def _bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], No
     with bar:
         task = bar.add_task(description, total=total, rate="")
 
-        def advance(amount: int) -> None:
+        def advance(amount: int, note: str = "", /) -> None:
             bar.update(task, advance=amount)
             now = bar.tasks[task]
             rate = _amount(now.completed / max(now.elapsed or 0, 1e-9), unit)
-            bar.update(task, rate=f"{_amount(now.completed, unit)} of {_amount(total, unit)}, {rate}/s")
+            shown = f"{_amount(now.completed, unit)} of {_amount(total, unit)}, {rate}/s{note and ', '}{note}"
+            bar.update(task, rate=shown)
 
         yield advance
 

@@ -5,7 +5,7 @@ of both files, and everything else is checked when it is used (verify.py checks 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from data_indexing.errors import DataError
 from data_indexing.format import HEADER_BYTES, Header, Prefix, bin_path, idx_path, unpack_header
+from data_indexing.streams import read_exactly
 
-_OFFSETS_AT_ONCE = 1 << 16
+_OFFSETS_AT_ONCE = 1 << 18
 
 
 class IndexedReader:
@@ -48,9 +49,17 @@ class IndexedReader:
         num_bytes = num_tokens * self.dtype.itemsize
         raw = os.pread(self._file, num_bytes, start_token * self.dtype.itemsize)
         if len(raw) != num_bytes:
-            path = bin_path(self.prefix)
-            raise DataError(f"{path}: read {len(raw)} bytes, expected {num_bytes}; the file changed, copy it again")
+            # One call reads 2 GB at most.
+            tokens = np.empty(num_tokens, self.dtype)
+            self.read_bytes(start_token * self.dtype.itemsize, tokens.view(np.uint8).data)
+            return tokens
         return np.frombuffer(raw, self.dtype)  # [num_tokens]
+
+    def read_bytes(self, start_byte: int, buffer: memoryview) -> None:
+        """Fill the buffer from the .bin; the file being shorter is a DataError."""
+        found = read_exactly(self._file, buffer, start_byte)
+        if found != buffer.nbytes:
+            raise self._short_read(found, buffer.nbytes)
 
     def document(self, index: int) -> npt.NDArray[Any]:
         """All tokens of document `index`."""
@@ -103,9 +112,32 @@ class IndexedReader:
             return 0
         return int(self.sequence_pointers[-1]) + int(self.sequence_lengths[-1]) * self.dtype.itemsize
 
+    def _short_read(self, found: int, expected: int) -> DataError:
+        path = bin_path(self.prefix)
+        return DataError(f"{path}: read {found} bytes, expected {expected}; the file changed, copy it again")
+
     def _out_of_range(self, first: int, last: int, what: str) -> DataError:
         where = f"{idx_path(self.prefix)}: documents {first} .. {last} point to {what}"
         return DataError(f"{where}; the index is damaged, write or copy the pair again")
+
+
+def read_rows(rows: npt.NDArray[Any], readers: Sequence[IndexedReader], start_tokens: Sequence[int]) -> None:
+    """Fill row n of `rows` [rows, tokens] from token start_tokens[n] of readers[n] on: one system call a row.
+
+    A row is read in place where `rows` has the file's type, else converted. Raises DataError when a file is gone or cut.
+    """
+    dtype, num_bytes = rows.dtype, rows.shape[1] * rows.itemsize
+    for row, reader, start in zip(rows, readers, start_tokens, strict=True):
+        if reader.dtype is not dtype and reader.dtype != dtype:
+            row[:] = reader.read(start, row.size)
+            continue
+        try:
+            found = os.preadv(reader._file, [row], start * dtype.itemsize)
+        except OSError as error:
+            problem = f"{error.strerror} while reading token {start}"
+            raise DataError(f"{bin_path(reader.prefix)}: {problem}; restore the file and start again") from error
+        if found != num_bytes:
+            raise reader._short_read(found, num_bytes)
 
 
 def _read_header(path: Path) -> Header:

@@ -1,50 +1,64 @@
-"""JSON lines to a Megatron .bin/.idx pair and its manifest, on all cores.
+"""Text to a Megatron .bin/.idx pair and its manifest, on all cores.
 
-The output is the same, byte for byte, whatever the number of workers: lines are cut into chunks of fixed size, encoded
-anywhere, and written in input order. The first bad line of the inputs stops the run and nothing is published.
+The output is the same, byte for byte, whatever the number of workers and however often the run was killed: documents are
+encoded anywhere and written in input order, and what is on disk is noted in a journal (unpublished.py).
 """
 
-from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from itertools import chain
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from data_indexing import llama3
+from data_indexing.encode import ChunkEncoder
+from data_indexing.encoders import EncoderFaultError, EncoderName, encoder_version
 from data_indexing.errors import DataError
 from data_indexing.format import Prefix, dtype_for_vocab
-from data_indexing.jsonl import BadLineError, Chunk, check_inputs, read_chunks, read_texts
-from data_indexing.manifest import Counts, InputFile, Manifest, Placement, Policy, TokenizerRecord, save_manifest
-from data_indexing.progress import progress
+from data_indexing.inputs import InputPath, Segment, Shard, find_inputs, plan_segments
+from data_indexing.manifest import Counts, Manifest, Placement, Policy, Tokenization, TokenizerRecord
+from data_indexing.pipeline import add_documents
+from data_indexing.sentences import SentenceModel
 from data_indexing.tokenizer import TextTokenizer
-from data_indexing.workers import available_cores, map_in_order
-from data_indexing.writer import IndexedWriter, check_output
+from data_indexing.unpublished import State, Unpublished, journal_of, rejected_path, unpublished_path
+from data_indexing.workers import available_cores
+from data_indexing.writer import check_output
 
-# Encoded text takes some hundred bytes of memory a token until its ids are taken out.
-_ENCODE_BYTES = 1 << 19
-# Starting a process costs as much time as encoding this much text.
-_WORKER_BYTES = 1 << 20
+# To be raised when the same inputs and options give other bytes.
+_OUTPUT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class TokenizeOptions:
     """How to tokenise.
 
-    `text_field`: key of the text in each line, `a.b` for one inside another. `bos` and `eod`: a begin-of-text token
-    opens, an end-of-text token closes each `document`, or `none`. `workers`: at most so many processes, None for one a
-    core, fewer for small inputs; one worker is the calling process, where the tokenizer may use threads. `overwrite`:
-    replace an existing output.
+    `text_field`: key of the text in each line or column, `a.b` for one inside another. `bos` and `eod`: a begin-of-text
+    token opens, an end-of-text token closes each `document`, or `none`. `sentences`: how to split documents into the
+    sequences of the pair, None for one sequence a document. `max_document_bytes`: longer lines, rows and text files are
+    rejected. `max_rejected`: so many rejects, or so many of a hundred documents read ("1%"), do not keep the pair from
+    being published. `shard`: which share of the inputs to take. `encoder`: gigatoken gives way to the reference where it
+    is not installed or not equal. `workers`: processes, None for one a core, 0 to do all in this one. `overwrite`: replace
+    an existing output.
     """
 
     text_field: str = "text"
     bos: Placement = "document"
     eod: Placement = "document"
+    sentences: SentenceModel | None = None
+    max_document_bytes: int = 128 << 20
+    max_rejected: str = "0"
+    shard: Shard = (0, 1)
+    encoder: EncoderName = "gigatoken"
     workers: int | None = None
     overwrite: bool = False
+
+
+class RejectsError(DataError):
+    """More documents were rejected than may be; the pair lies complete, but unpublished."""
 
 
 def tokenize_files(
@@ -53,90 +67,152 @@ def tokenize_files(
     *,
     tokenizer: TextTokenizer,
     options: TokenizeOptions = TokenizeOptions(),
+    log: Callable[[State], None] = lambda _: None,
 ) -> Counts:
-    """Write the documents of all inputs, in order, as one pair; empty texts are counted and left out."""
-    paths = check_inputs(inputs)
-    check_output(output_prefix, overwrite=options.overwrite)
-    policy = _policy(tokenizer, options)
-    dtype = dtype_for_vocab(tokenizer.vocab_size)
-    encoder = _Encoder(tokenizer, options.text_field, policy, dtype)
-    sealed: list[InputFile] = []
-    chunks = chain.from_iterable(read_chunks(path, sealed) for path in paths)
-    total_bytes = sum(path.stat().st_size for path in paths)
-    workers = _num_workers(options, total_bytes)
-    with IndexedWriter(output_prefix, dtype) as writer, closing(map_in_order(encoder, chunks, workers=workers)) as done:
-        counts = _write(writer, done, total_bytes=total_bytes)
-    manifest = Manifest(
-        tokenizer=TokenizerRecord(tokenizer.name, tokenizer.sha256, tokenizer.vocab_size),
-        policy=policy,
-        dtype=dtype.name,
-        counts=counts,
-        inputs=tuple(sealed),
-        bin_sha256=writer.bin_sha256,
-        idx_sha256=writer.idx_sha256,
-    )
-    save_manifest(output_prefix, manifest)
-    return counts
+    """Write the documents of all inputs, in order, as one pair; empty texts are counted and left out.
+
+    `log` hears of the state after every chunk. RejectsError where too many documents were rejected.
+    """
+    check_max_rejected(options.max_rejected)
+    job = _Job(find_inputs(inputs), Path(output_prefix), tokenizer, options, _policy(tokenizer, options), log)
+    encoder = _first_encoder(job)
+    _, publishing = journal_of(output_prefix)
+    if not publishing:
+        check_output(output_prefix, overwrite=options.overwrite)
+    try:
+        return _run(job, encoder)
+    except EncoderFaultError as fault:
+        print(f"{output_prefix}: gigatoken is not used: {fault}; everything is encoded by tokenizers", file=sys.stderr)
+    return _run(job, "tokenizers")
+
+
+def check_preset(name: str, tokenizer: TextTokenizer, bos: Placement | None, eod: Placement | None) -> None:
+    """DataError unless tokenizer and options give what a preset promises."""
+    config = tokenizer.config
+    found = config.get("bos_token"), config.get("eos_token")
+    if name == "poro2" and found != (llama3.BOS_TOKEN, llama3.EOS_TOKEN):
+        wanted = f"{llama3.BOS_TOKEN} and {llama3.EOS_TOKEN}"
+        raise DataError(
+            f"tokenizer {tokenizer.name}: BOS and end are {found[0]} and {found[1]}, preset {name} wants {wanted}; give "
+            "Llama 3.1's base tokenizer"
+        )
+    if "none" in (bos, eod):
+        raise DataError(f"preset {name} puts both tokens into every document; leave out --bos none and --eod none, or the preset")
+
+
+def check_max_rejected(text: str) -> None:
+    """DataError unless it is a number or a percentage."""
+    allowed_rejects(text, 0)
+
+
+def allowed_rejects(text: str, num_read: int) -> float:
+    """How many of the documents read may be rejected."""
+    try:
+        share = float(text.removesuffix("%")) / 100 * num_read if text.endswith("%") else float(int(text))
+    except ValueError:
+        share = -1.0
+    if not share >= 0:
+        raise DataError(f"max rejected {text!r} is neither a number nor a percentage; give one such as 10 or 0.5%")
+    return share
 
 
 @dataclass(frozen=True)
-class _Encoded:
-    """The documents of one chunk, or the fault in it."""
-
-    path: Path
-    num_file_bytes: int
-    tokens: npt.NDArray[Any]
-    lengths: npt.NDArray[np.int64]
-    num_lines: int = 0
-    num_text_bytes: int = 0
-    fault: BadLineError | None = None
-
-
-@dataclass(frozen=True)
-class _Encoder:
-    """Chunk to documents; what a worker process runs."""
-
+class _Job:
+    inputs: list[InputPath]
+    prefix: Path
     tokenizer: TextTokenizer
-    text_field: str
+    options: TokenizeOptions
     policy: Policy
-    dtype: np.dtype[Any]
+    log: Callable[[State], None]
 
-    def __call__(self, chunk: Chunk) -> _Encoded:
-        try:
-            texts = read_texts(chunk, self.text_field)
-        except BadLineError as fault:
-            none = np.empty(0, np.int64)
-            return _Encoded(chunk.path, chunk.num_file_bytes, none, none, fault=fault)
-        documents = [self._pack(batch) for batch in _batches(filter(None, texts))]
-        tokens, lengths = (np.concatenate(arrays) for arrays in zip(*documents, strict=True))
-        num_text_bytes = sum(len(text.encode()) for text in texts)
-        return _Encoded(chunk.path, chunk.num_file_bytes, tokens, lengths, len(texts), num_text_bytes)
+    @property
+    def segments(self) -> list[Segment]:
+        return plan_segments(self.inputs, self.options.shard)
 
-    def _pack(self, texts: list[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        before = [] if self.policy.bos_id is None else [self.policy.bos_id]
-        after = [] if self.policy.eod_id is None else [self.policy.eod_id]
-        documents = [before + ids + after for ids in self.tokenizer.encode_batch(texts)]
-        lengths = np.array([len(document) for document in documents], np.int64)
-        return np.fromiter(chain.from_iterable(documents), self.dtype, int(lengths.sum())), lengths
+    @property
+    def num_workers(self) -> int:
+        wanted = available_cores() if self.options.workers is None else self.options.workers
+        if wanted < 0:
+            raise DataError(f"workers ({wanted}) must be at least 0; leave it out for one a core")
+        return wanted
+
+    def chunk_encoder(self, encoder: EncoderName) -> ChunkEncoder:
+        options = self.options
+        limit = options.max_document_bytes
+        return ChunkEncoder(encoder, self.tokenizer, self.policy, self.dtype, options.text_field, limit, options.sentences)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return dtype_for_vocab(self.tokenizer.vocab_size)
+
+    def fingerprint(self, encoder: EncoderName) -> str:
+        """Hash of all that the output depends on."""
+        options = self.options
+        files = [(str(item.path.absolute()), item.num_bytes, item.modified_ns) for item in self.inputs]
+        split = options.sentences.sha256 if options.sentences else None
+        parts = [options.text_field, options.max_document_bytes, options.shard, split, asdict(self.policy)]
+        whole = [_OUTPUT_VERSION, encoder, encoder_version(encoder), self.tokenizer.sha256, parts, files]
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= _ENCODE_BYTES:
-            yield batch
-            batch, size = [], 0
-    yield batch
+def _first_encoder(job: _Job) -> EncoderName:
+    """The reference where it was asked for, where a run that is to be continued fell back to it, or where there is no other."""
+    found, _ = journal_of(job.prefix)
+    if encoder_version("gigatoken") is None or found == job.fingerprint("tokenizers"):
+        return "tokenizers"
+    return job.options.encoder
 
 
-def _num_workers(options: TokenizeOptions, total_bytes: int) -> int:
-    wanted = available_cores() if options.workers is None else options.workers
-    if wanted < 1:
-        raise DataError(f"workers ({wanted}) must be at least 1; leave it out for one a core")
-    return min(wanted, 1 + total_bytes // _WORKER_BYTES)
+def _run(job: _Job, encoder: EncoderName) -> Counts:
+    with Unpublished(job.prefix, job.dtype, job.fingerprint(encoder)) as output:
+        if output.publishing:
+            output.finish_publishing()
+        else:
+            add_documents(output, job.segments, job.chunk_encoder(encoder), workers=job.num_workers, log=job.log)
+            _check_inputs_unchanged(job.inputs)
+            _check_rejects(job, output)
+            output.publish(lambda bin_sha256, idx_sha256: _manifest(job, encoder, output, (bin_sha256, idx_sha256)))
+        return _counts(output.state)
+
+
+def _check_inputs_unchanged(inputs: Sequence[InputPath]) -> None:
+    for item in inputs:
+        status = item.path.stat()
+        if (status.st_size, status.st_mtime_ns) != (item.num_bytes, item.modified_ns):
+            raise DataError(f"{item.path}: changed while it was read; run the same command again")
+
+
+def _check_rejects(job: _Job, output: Unpublished) -> None:
+    state = output.state
+    if state.num_rejected > allowed_rejects(job.options.max_rejected, state.num_read):
+        first = output.keep_rejects()
+        raise RejectsError(
+            f"{state.num_rejected} of {state.num_read} documents rejected, the first at {first}; "
+            f"all are listed in {rejected_path(job.prefix)}, the pair is kept in {unpublished_path(job.prefix)}: correct the "
+            f"input, or run the same command with --max-rejected {state.num_rejected} to publish the pair as it is"
+        )
+    if state.num_documents == 0 and job.options.shard == (0, 1):
+        raise DataError(f"{job.prefix}: the inputs hold no text ({state.num_empty} empty documents); give other inputs")
+
+
+def _manifest(job: _Job, encoder: EncoderName, output: Unpublished, hashes: tuple[str, str]) -> Manifest:
+    tokenizer, options = job.tokenizer, job.options
+    number, count = options.shard
+    sequences: Literal["sentences", "documents"] = "sentences" if options.sentences else "documents"
+    return Manifest(
+        tokenizer=TokenizerRecord(tokenizer.name, tokenizer.sha256, tokenizer.vocab_size),
+        policy=job.policy,
+        dtype=job.dtype.name,
+        counts=_counts(output.state),
+        inputs=tuple(output.sealed),
+        bin_sha256=hashes[0],
+        idx_sha256=hashes[1],
+        tokenization=Tokenization(encoder, encoder_version(encoder) or "", options.text_field, f"{number}/{count}", sequences),
+    )
+
+
+def _counts(state: State) -> Counts:
+    return Counts(state.num_documents, state.num_tokens, state.num_empty, state.num_text_bytes, state.num_rejected)
 
 
 def _policy(tokenizer: TextTokenizer, options: TokenizeOptions) -> Policy:
@@ -149,22 +225,3 @@ def _policy(tokenizer: TextTokenizer, options: TokenizeOptions) -> Policy:
                 f"tokenizer {tokenizer.name}: no {name} token in its tokenizer_config.json; add it or use --{name} none"
             )
     return Policy(options.bos, ids["bos"], options.eod, ids["eod"])
-
-
-def _write(writer: IndexedWriter, results: Generator[_Encoded, None, None], *, total_bytes: int) -> Counts:
-    num_lines: Counter[Path] = Counter()
-    num_text_bytes = 0
-    with progress("tokenize", total_bytes, "B") as advance:
-        for result in results:
-            if result.fault is not None:
-                line = num_lines[result.path] + result.fault.number
-                reason = f"{result.fault.reason}; correct or remove the line and run again"
-                raise DataError(f"{result.path}:{line}: {reason}")
-            writer.add_documents(result.tokens, result.lengths)
-            num_lines[result.path] += result.num_lines
-            num_text_bytes += result.num_text_bytes
-            advance(result.num_file_bytes)
-    num_empty = num_lines.total() - writer.num_documents
-    if writer.num_documents == 0:
-        raise DataError(f"{writer.prefix}: the inputs hold no text ({num_empty} empty documents); give other inputs")
-    return Counts(writer.num_documents, writer.num_tokens, num_empty, num_text_bytes)

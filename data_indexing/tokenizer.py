@@ -7,13 +7,16 @@ a special token, such as "<|end_of_text|>" in a web page, is encoded as the ordi
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from data_indexing import llama3
+from data_indexing.cache import cached
 from data_indexing.errors import DataError
 
 _DEFINITION_FILE = "tokenizer.json"
@@ -21,25 +24,73 @@ _CONFIG_FILE = "tokenizer_config.json"
 _RANKS_FILE = "tokenizer.model"
 _TEMPLATE_FILE = "chat_template.jinja"
 _CARRIED_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template", "model_max_length")
+# To be raised when what is cached changes.
+_CACHE_VERSION = 2
 # What decides how text becomes ids and ids become text; the post-processor only adds special tokens.
 _HASHED_KEYS = ("normalizer", "pre_tokenizer", "model", "decoder", "added_tokens")
 
 
-class TextTokenizer:
-    """Ids of texts and back; picklable, so that worker processes need not convert anything again.
+@dataclass(frozen=True)
+class Facts:
+    """What one must load a tokenizer to know.
 
-    `config` holds the keys of tokenizer_config.json that travel with it; `vocab_size` is the largest id plus one.
+    `sha256` is that of the definition, equal for a tokenizer.model and the tokenizer.json made from it; `vocab_size` the
+    largest id plus one; `adds_bos` whether the tokenizer itself puts BOS before a text when asked for special tokens;
+    `special_tokens` their spellings.
     """
 
-    def __init__(self, definition: str, *, name: str, config: Mapping[str, Any]) -> None:
-        """`definition` is the text of a tokenizer.json."""
+    sha256: str
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    adds_bos: bool
+    special_tokens: tuple[str, ...]
+
+
+class TextTokenizer:
+    """Ids of texts and back; the library's tokenizer is built when it is first needed.
+
+    `config` holds the keys of tokenizer_config.json that travel with it. Picklable.
+    """
+
+    def __init__(self, definition: str, *, name: str, config: Mapping[str, Any], facts: Facts | None = None) -> None:
+        """`definition` is the text of a tokenizer.json; `facts` saves the time to find them."""
         self.name = name
         self.config = dict(config)
-        self._definition = definition
-        self._tokenizer = _build_tokenizer(definition, name)
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self.bos_id = self._id("bos_token")
-        self.eos_id = self._id("eos_token")
+        self.definition = definition
+        if facts is not None:
+            self.facts = facts
+
+    @cached_property
+    def facts(self) -> Facts:
+        """See there."""
+        inner = self._tokenizer
+        vocab_size = max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        bos_id = self._id("bos_token")
+        adds_bos = bos_id is not None and inner.encode("").ids[:1] == [bos_id]
+        added = sorted(inner.get_added_tokens_decoder().items())
+        specials = tuple(token.content for _, token in added if token.special)
+        return Facts(_definition_sha256(inner), vocab_size, bos_id, self._id("eos_token"), adds_bos, specials)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the definition."""
+        return self.facts.sha256
+
+    @property
+    def vocab_size(self) -> int:
+        """Largest id plus one."""
+        return self.facts.vocab_size
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the token that opens a document, if it has one."""
+        return self.facts.bos_id
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id of the token that closes a document, if it has one."""
+        return self.facts.eos_id
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, nothing added."""
@@ -49,25 +100,9 @@ class TextTokenizer:
         """Text of the ids."""
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    @cached_property
-    def sha256(self) -> str:
-        """Hash of the definition: equal for a tokenizer.model and the tokenizer.json made from it."""
-        definition = json.loads(self._tokenizer.to_str())
-        kept = _without_defaults({key: definition.get(key) for key in _HASHED_KEYS})
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-    def to_json(self) -> str:
-        """Everything in one string, for `from_json`."""
-        return json.dumps({"definition": self._definition, "name": self.name, "config": self.config})
-
-    @classmethod
-    def from_json(cls, text: str) -> "TextTokenizer":
-        """Tokenizer from the string that `to_json` made."""
-        return cls(**json.loads(text))
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the definition: the inner tokenizer would lose `encode_special_tokens` in silence."""
-        return TextTokenizer.from_json, (self.to_json(),)
+        return _rebuild, (self.definition, self.name, self.config, self.facts)
 
     def save_hf(self, directory: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer reads."""
@@ -75,9 +110,13 @@ class TextTokenizer:
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _DEFINITION_FILE).write_text(self._definition, encoding="utf-8")
+        (folder / _DEFINITION_FILE).write_text(self.definition, encoding="utf-8")
         config = json.dumps(settings | self.config, indent=2, ensure_ascii=False)
         (folder / _CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return _build_tokenizer(self.definition, self.name)
 
     def _id(self, key: str) -> int | None:
         token = self.config.get(key)
@@ -87,11 +126,28 @@ class TextTokenizer:
 def load_tokenizer(path: str | Path) -> TextTokenizer:
     """Tokenizer from a Hugging Face directory, a tokenizer.json, or Llama 3's tokenizer.model or its folder."""
     file = _definition_file(Path(path))
-    name = file.resolve().parent.name
+    config = _read_config(file.parent)
     if file.suffix == ".json":
-        return TextTokenizer(_read_text(file), name=name, config=_read_config(file.parent))
-    config = {"bos_token": llama3.BOS_TOKEN, "eos_token": llama3.EOS_TOKEN} | _read_config(file.parent)
-    return TextTokenizer(llama3.convert_tokenizer_model(file), name=name, config=config)
+        definition = _read_text(file)
+    else:
+        key = f"definition {_CACHE_VERSION} {hashlib.sha256(file.read_bytes()).hexdigest()}"
+        definition = cached(key, lambda: llama3.convert_tokenizer_model(file))
+        config = {"bos_token": llama3.BOS_TOKEN, "eos_token": llama3.EOS_TOKEN} | config
+    name = file.resolve().parent.name
+    return TextTokenizer(definition, name=name, config=config, facts=_load_facts(definition, name, config))
+
+
+def _load_facts(definition: str, name: str, config: Mapping[str, Any]) -> Facts:
+    tokens = [config.get("bos_token"), config.get("eos_token")]
+    digest = hashlib.sha256(definition.encode()).hexdigest()
+    key = f"facts {_CACHE_VERSION} {version('tokenizers')} {json.dumps(tokens)} {digest}"
+    make = lambda: json.dumps(asdict(TextTokenizer(definition, name=name, config=config).facts))  # noqa: E731
+    found = json.loads(cached(key, make))
+    return Facts(**(found | {"special_tokens": tuple(found["special_tokens"])}))
+
+
+def _rebuild(definition: str, name: str, config: Mapping[str, Any], facts: Facts) -> TextTokenizer:
+    return TextTokenizer(definition, name=name, config=config, facts=facts)
 
 
 def _definition_file(path: Path) -> Path:
@@ -137,6 +193,12 @@ def _build_tokenizer(definition: str, name: str) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _definition_sha256(tokenizer: Tokenizer) -> str:
+    definition = json.loads(tokenizer.to_str())
+    kept = _without_defaults({key: definition.get(key) for key in _HASHED_KEYS})
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _without_defaults(value: Any) -> Any:

@@ -1,12 +1,13 @@
 """Check all of a pair: sizes, index, token ids, document ends, and the hashes of its manifest.
 
-Reads everything once or twice, in constant memory. What the files alone cannot tell is reported as unknown.
+Reads everything once, in constant memory. What the files alone cannot tell is reported as unknown.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,11 @@ from data_indexing.format import Prefix, bin_path, idx_path
 from data_indexing.manifest import Manifest, file_sha256, load_manifest
 from data_indexing.progress import progress
 from data_indexing.reader import IndexedReader
+from data_indexing.streams import BackgroundSha256
+from data_indexing.structure import document_fault, pointer_fault
 from data_indexing.tokenizer import TextTokenizer
 
-_BATCH_TOKENS = 8 << 20
-_BATCH_SEQUENCES = 1 << 20
+_BATCH_TOKENS = 1 << 20
 
 Outcome = Literal["ok", "fault", "unknown"]
 
@@ -60,45 +62,19 @@ def verify(prefix: Prefix, *, tokenizer: TextTokenizer | None = None) -> Report:
 def _checks(reader: IndexedReader, manifest: Manifest | None, tokenizer: TextTokenizer | None) -> Iterator[Check]:
     size = f"{reader.num_documents} documents, {reader.num_tokens} tokens of {reader.dtype.name}"
     yield Check("files", "ok", f"sizes agree: {size}")
-    structure = [_check("pointers", _pointer_fault(reader)), _check("documents", _document_fault(reader))]
+    structure = [_check("pointers", pointer_fault(reader)), _check("documents", document_fault(reader))]
     yield from structure
     if any(check.outcome == "fault" for check in structure):
         yield Check("tokens", "unknown", "the index is damaged, so documents cannot be told apart")
+        bin_sha256 = file_sha256(bin_path(reader.prefix)) if manifest else ""
     else:
-        yield from _token_checks(reader, _expected(manifest, tokenizer))
-    yield from _manifest_checks(reader, manifest, tokenizer)
+        tokens, bin_sha256 = _token_checks(reader, _expected(manifest, tokenizer))
+        yield from tokens
+    yield _manifest_check(reader, manifest, tokenizer, bin_sha256=bin_sha256)
 
 
 def _check(name: str, fault: str | None) -> Check:
     return Check(name, "ok", "consistent") if fault is None else Check(name, "fault", fault)
-
-
-def _pointer_fault(reader: IndexedReader) -> str | None:
-    """Each sequence must begin where the one before it ends."""
-    expected = 0
-    for start in range(0, reader.num_sequences, _BATCH_SEQUENCES):
-        lengths = reader.sequence_lengths[start : start + _BATCH_SEQUENCES].astype(np.int64)
-        pointers = reader.sequence_pointers[start : start + _BATCH_SEQUENCES]
-        ends = expected + np.cumsum(lengths) * reader.dtype.itemsize
-        wrong = np.flatnonzero((pointers != ends - lengths * reader.dtype.itemsize) | (lengths < 0))
-        if wrong.size:
-            first = int(wrong[0])
-            where = f"sequence {start + first} begins at byte {pointers[first]} with {lengths[first]} tokens"
-            return f"{where}, expected byte {ends[first] - lengths[first] * reader.dtype.itemsize}"
-        expected = int(ends[-1])
-    return None
-
-
-def _document_fault(reader: IndexedReader) -> str | None:
-    """Document indices must rise from 0 to the number of sequences."""
-    indices = reader.document_indices
-    if indices[0] != 0 or indices[-1] != reader.num_sequences:
-        return f"document indices cover {indices[0]} .. {indices[-1]}, expected 0 .. {reader.num_sequences}"
-    for start in range(0, reader.num_documents, _BATCH_SEQUENCES):
-        falls = np.flatnonzero(np.diff(indices[start : start + _BATCH_SEQUENCES + 1]) < 0)
-        if falls.size:
-            return f"document {start + int(falls[0])} ends before it begins"
-    return None
 
 
 @dataclass(frozen=True)
@@ -135,21 +111,35 @@ class _Tally:
         self.count += places.size
 
 
-def _token_checks(reader: IndexedReader, expected: _Expected) -> Iterator[Check]:
+def _token_checks(reader: IndexedReader, expected: _Expected) -> tuple[list[Check], str]:
+    """What the tokens say, and the SHA-256 of the .bin; one pass over it."""
     strange, unopened, unclosed = _Tally(), _Tally(), _Tally()
-    with progress(f"verify {reader.prefix.name}", reader.num_tokens * reader.dtype.itemsize, "B") as advance:
+    num_bytes = reader.num_tokens * reader.dtype.itemsize
+    with closing(BackgroundSha256()) as sha256, progress(f"verify {reader.prefix.name}", num_bytes, "B") as advance:
         for first, end in reader.document_batches(_BATCH_TOKENS):
             offsets = reader.document_offsets(first, end)
             tokens = reader.documents(first, end)
-            limit = np.inf if expected.vocab_size is None else expected.vocab_size
-            strange.add((tokens < 0) | (tokens >= limit), int(offsets[0]))
+            sha256.update(tokens.view(np.uint8).data)
+            strange.add(_outside(tokens, expected.vocab_size), int(offsets[0]))
             begins, ends = offsets[:-1] - offsets[0], offsets[1:] - offsets[0]
             unopened.add(_missing(tokens, begins, begins == ends, expected.bos_id), first)
             unclosed.add(_missing(tokens, ends - 1, begins == ends, expected.eod_id), first)
             advance(tokens.nbytes)
-    yield _id_check(strange, expected.vocab_size)
-    yield _placement_check("bos", unopened, expected.bos_id, known=expected.policy_known)
-    yield _placement_check("eod", unclosed, expected.eod_id, known=expected.policy_known)
+        digest = sha256.hexdigest()
+    checks = [
+        _id_check(strange, expected.vocab_size, reader.dtype),
+        _placement_check("bos", unopened, expected.bos_id, known=expected.policy_known),
+        _placement_check("eod", unclosed, expected.eod_id, known=expected.policy_known),
+    ]
+    return checks, digest
+
+
+def _outside(tokens: npt.NDArray[Any], vocab_size: int | None) -> npt.NDArray[np.bool_]:
+    """Tokens that are no ids of the vocabulary; none at all where every token is one."""
+    limit = np.inf if vocab_size is None else vocab_size
+    if tokens.size == 0 or (tokens.min() >= 0 and tokens.max() < limit):
+        return np.zeros(0, np.bool_)
+    return ~((tokens >= 0) & (tokens < limit))
 
 
 def _missing(
@@ -166,7 +156,9 @@ def _missing(
     return missing
 
 
-def _id_check(strange: _Tally, vocab_size: int | None) -> Check:
+def _id_check(strange: _Tally, vocab_size: int | None, dtype: np.dtype[Any]) -> Check:
+    if dtype.kind == "f":
+        return Check("ids", "fault", f"{dtype.name} cannot be token ids")
     if strange.count:
         where = f"{strange.count} ids outside the vocabulary of {vocab_size or 'any size'}"
         return Check("ids", "fault", f"{where}, the first is token {strange.first}")
@@ -186,18 +178,17 @@ def _placement_check(name: str, missing: _Tally, token_id: int | None, *, known:
     return Check(name, "unknown", "without a manifest it is not known whether documents have one")
 
 
-def _manifest_checks(reader: IndexedReader, manifest: Manifest | None, tokenizer: TextTokenizer | None) -> Iterator[Check]:
+def _manifest_check(reader: IndexedReader, manifest: Manifest | None, tokenizer: TextTokenizer | None, *, bin_sha256: str) -> Check:
     if manifest is None:
-        yield Check("manifest", "unknown", "none; the origin and the hashes of the pair are not known")
-        return
+        return Check("manifest", "unknown", "none; the origin and the hashes of the pair are not known")
     facts: list[tuple[str, object, object]] = [
         ("documents", manifest.counts.num_documents, reader.num_documents),
         ("tokens", manifest.counts.num_tokens, reader.num_tokens),
         ("dtype", manifest.dtype, reader.dtype.name),
         ("sha256 of the .idx", manifest.idx_sha256, file_sha256(idx_path(reader.prefix))),
-        ("sha256 of the .bin", manifest.bin_sha256, file_sha256(bin_path(reader.prefix))),
+        ("sha256 of the .bin", manifest.bin_sha256, bin_sha256),
     ]
     if tokenizer and manifest.tokenizer:
         facts.append(("tokenizer", manifest.tokenizer.sha256, tokenizer.sha256))
     wrong = [f"{name} is {found}, the manifest says {said}" for name, said, found in facts if said != found]
-    yield _check("manifest", "; ".join(wrong) or None)
+    return _check("manifest", "; ".join(wrong) or None)

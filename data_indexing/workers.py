@@ -1,25 +1,35 @@
 """Apply a function to a stream in several processes, in order and in bounded memory.
 
 The executors of the standard library share queues and start their processes on demand; a worker killed at the wrong
-moment can leave them waiting for ever. Here each worker has a pipe of its own, and a dead one is the end of its pipe.
+moment can leave them waiting for ever. Here each worker has a socket of its own, and a dead one is the end of its socket.
+
+A team begins as one fresh interpreter (this file, run as a program), which gets the function, prepares it once and then
+forks: a tokenizer is built once for all workers, and no thread of the caller can be caught in the fork.
 """
 
 import os
+import pickle
 import signal
+import socket
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing import get_context
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
-from multiprocessing.context import SpawnProcess
-from multiprocessing.reduction import ForkingPickler
-from typing import Any, TypeVar
+from tempfile import TemporaryFile
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
+from data_indexing import messages
 from data_indexing.errors import DataError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# Of the items above this size one is under way at a time, so that memory does not grow with the number of workers.
+LARGE_ITEM_BYTES = 16 << 20
+_END = object()
 
 
 def available_cores() -> int:
@@ -27,109 +37,147 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], *, workers: int) -> Generator[Result, None, None]:
-    """Results of `function` over `items`, in their order; close the generator to stop early.
+class Team:
+    """Worker processes that hold one function, as a context manager that ends them.
 
-    One worker is this process itself. With more, `function` is sent once to each of them, at most two items a worker
-    are taken ahead of the results, and a worker that dies is a DataError, never a wait.
+    The function is pickled, so it is one that a fresh interpreter can import; its `prepare()`, if it has one, runs before
+    the processes part.
     """
-    if workers == 1:
-        yield from map(function, items)
-        return
-    team: list[_Worker] = []
-    try:
-        with _deaths_named():
-            _start(team, function, workers)
-        yield from _share_out(items, [worker.pipe for worker in team])
-    finally:
-        _stop(team)
+
+    def __init__(self, function: Callable[[Item], Result], workers: int) -> None:
+        """Start them; they get ready while the caller goes on."""
+        pairs = [socket.socketpair() for _ in range(workers)]
+        self.connections = [ours for ours, _ in pairs]
+        theirs = [their.fileno() for _, their in pairs]
+        paths = os.pathsep.join(path or "." for path in sys.path)
+        with TemporaryFile() as stream:
+            pickle.dump(function, stream, protocol=5)
+            stream.seek(0)
+            self._host = subprocess.Popen(
+                [sys.executable, "-m", "data_indexing.workers", *map(str, theirs)],
+                stdin=stream,
+                pass_fds=theirs,
+                env=os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+                process_group=0,
+            )
+        for _, their in pairs:
+            their.close()
+
+    def map_in_order(self, items: Iterable[Any], *, num_bytes: Callable[[Any], int] = lambda _: 0) -> Generator[Any, None, None]:
+        """Results of the function over `items`, in their order; at most two items a worker are taken ahead of them.
+
+        `num_bytes` tells large items from small ones. A worker that dies is a DataError, never a wait; an exception in a
+        worker is raised here, with its traceback unless it is a DataError.
+        """
+        return _share_out(iter(items), self.connections, num_bytes)
+
+    def __enter__(self) -> Self:
+        """Give the team."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """End all processes at once, whatever they do."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._host.pid, signal.SIGKILL)
+        self._host.wait()
+        for connection in self.connections:
+            connection.close()
 
 
-@dataclass(frozen=True)
-class _Worker:
-    process: SpawnProcess
-    pipe: Any
-
-
-def _start(team: list[_Worker], function: Callable[[Any], Any], count: int) -> None:
-    # spawn: a forked child of a process with threads (the progress bar, the tokenizer's own) can deadlock.
-    context = get_context("spawn")
-    for _ in range(count):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs,), daemon=True)
-        process.start()
-        theirs.close()
-        team.append(_Worker(process, ours))
-    # Sent when all are on their way, so that they load it side by side.
-    message = bytes(ForkingPickler.dumps(function))
-    for worker in team:
-        worker.pipe.send_bytes(message)
-
-
-def _share_out(items: Iterable[Any], pipes: list[Any]) -> Generator[Any, None, None]:
-    """Give each idle worker one item: a second one in its pipe could block both ends."""
-    numbered = enumerate(items)
-    idle = list(pipes)
-    busy: dict[Any, int] = {}
-    results: dict[int, Any] = {}
-    next_result = 0
-    while True:
-        while idle and len(busy) + len(results) < 2 * len(pipes):
-            number, item = next(numbered, (-1, None))
-            if number < 0:
-                break
-            with _deaths_named():
-                idle[-1].send(item)
-            busy[idle.pop()] = number
-        if not busy:
-            return
-        for pipe in wait(list(busy)):
-            results[busy.pop(pipe)] = _receive(pipe)
-            idle.append(pipe)
-        while next_result in results:
-            yield results.pop(next_result)
-            next_result += 1
-
-
-def _receive(pipe: Any) -> Any:
-    with _deaths_named():
-        result, failure = pipe.recv()
-    if failure is not None:
-        raise RuntimeError(f"in a worker process:\n{failure}")
-    return result
+def ask(connection: socket.socket, item: Any) -> Any:
+    """Have one worker of a team treat one item, and wait for the result."""
+    with deaths_named():
+        messages.send(connection, item)
+    return _receive(connection)
 
 
 @contextmanager
-def _deaths_named() -> Iterator[None]:
-    """The end of a pipe, before or within a message, is the end of its worker."""
+def deaths_named() -> Iterator[None]:
+    """The end of a socket, before or within a message, is the end of its worker."""
     try:
         yield
     except (EOFError, OSError):
-        raise DataError("a worker process died, most often killed for memory; nothing was written, try fewer --workers") from None
+        raise DataError(
+            "a worker process died, most often killed for memory; run the same command again, with fewer --workers"
+        ) from None
 
 
-def _stop(team: list[_Worker]) -> None:
-    for worker in team:
-        worker.process.kill()
-    for worker in team:
-        worker.process.join()
-        worker.pipe.close()
+def _share_out(
+    items: Iterator[Any], connections: list[socket.socket], num_bytes: Callable[[Any], int]
+) -> Generator[Any, None, None]:
+    """Give each idle worker one item: a second one in its socket could block both ends."""
+    idle = list(connections)
+    busy: dict[socket.socket, int] = {}
+    large: set[int] = set()
+    results: dict[int, Any] = {}
+    taken = given = 0
+    waiting = next(items, _END)
+    while waiting is not _END or busy:
+        while waiting is not _END and idle and len(busy) + len(results) < 2 * len(connections):
+            if num_bytes(waiting) > LARGE_ITEM_BYTES:
+                if large:
+                    break
+                large.add(taken)
+            with deaths_named():
+                messages.send(idle[-1], waiting)
+            busy[idle.pop()] = taken
+            taken += 1
+            waiting = next(items, _END)
+        for connection in wait(list(busy)):
+            number = busy.pop(connection)  # type: ignore[arg-type]
+            results[number] = _receive(connection)  # type: ignore[arg-type]
+            large.discard(number)
+            idle.append(connection)  # type: ignore[arg-type]
+        while given in results:
+            yield results.pop(given)
+            given += 1
 
 
-def _work(pipe: Any) -> None:
-    # The parent answers Ctrl-C; and one process is one core, so no threads of the tokenizer's own.
+def _receive(connection: socket.socket) -> Any:
+    with deaths_named():
+        result, error, trace = messages.receive(connection)
+    if isinstance(error, DataError):
+        raise error
+    if trace is not None:
+        raise RuntimeError(f"in a worker process:\n{trace}")
+    return result
+
+
+def _host(numbers: list[int]) -> None:
+    """Take the function from stdin, prepare it, and fork a worker for each connection."""
+    # The parent answers Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    connections = [socket.socket(fileno=number) for number in numbers]
+    function = pickle.load(sys.stdin.buffer)  # noqa: S301 -- from `Team` above
+    failure = _call(lambda _: function.prepare(), None) if hasattr(function, "prepare") else (None, None, None)
+    for number, connection in enumerate(connections[1:], start=1):
+        if os.fork() == 0:
+            for other in connections[:number] + connections[number + 1 :]:
+                other.close()
+            _work(connection, function, failure)
+            os._exit(0)
+    for other in connections[1:]:
+        other.close()
+    _work(connections[0], function, failure)
+
+
+def _work(connection: socket.socket, function: Callable[[Any], Any], failure: tuple[Any, Any, Any]) -> None:
     try:
-        function = pipe.recv()
         while True:
-            pipe.send(_call(function, pipe.recv()))
+            item = messages.receive(connection)
+            messages.send(connection, failure if failure[2] else _call(function, item))
     except (EOFError, OSError):
         return  # the parent is gone
 
 
-def _call(function: Callable[[Any], Any], item: Any) -> tuple[Any, str | None]:
+def _call(function: Callable[[Any], Any], item: Any) -> tuple[Any, Exception | None, str | None]:
     try:
-        return function(item), None
+        return function(item), None, None
+    except DataError as error:
+        return None, error, traceback.format_exc()
     except Exception:
-        return None, traceback.format_exc()
+        return None, None, traceback.format_exc()
+
+
+if __name__ == "__main__":
+    _host([int(word) for word in sys.argv[1:]])

@@ -32,6 +32,10 @@ class CheckpointError(PoroError):
     """A training checkpoint that is missing, damaged, or does not belong to this run."""
 
 
+class TrainingError(PoroError):
+    """Training that cannot go on as it is."""
+
+
 class LaunchError(PoroError):
     """Processes that could not be started, or one of them that died."""
 

@@ -40,7 +40,7 @@ RUN: dict[str, Any] = {
     },
     "training": {"steps": 12, "global_batch_size": 8, "precision": "fp32"},
     "optimizer": {"learning_rate": 3e-3, "final_learning_rate": 1e-5, "warmup_fraction": 0.1},
-    "checkpoint": {"save_every_steps": 4},
+    "checkpoint": {"initial": "random", "save_every_steps": 4},
 }
 
 

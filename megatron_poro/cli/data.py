@@ -5,38 +5,22 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from megatron_poro.cli import data_plan, data_tokenize
+
 FAULTS_FOUND = 2
-_TOKENIZER_HELP = "Hugging Face directory, tokenizer.json, or Llama 3's tokenizer.model"
+_TOKENIZER_HELP = data_tokenize.TOKENIZER_HELP
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `data` and its subcommands."""
     data = subparsers.add_parser("data", help="tokenize text, merge, verify and inspect token files")
     commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
-    _add_tokenize(commands)
+    data_tokenize.add_parser(commands)
     _add_merge(commands)
     _add_verify(commands)
     _add_inspect(commands)
-
-
-def _add_tokenize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("tokenize", help="JSON lines to a .bin/.idx pair with its manifest")
-    add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="files of JSON lines, plain or .gz, taken in this order")
-    add("--tokenizer", required=True, metavar="PATH", help=_TOKENIZER_HELP)
-    add("--output", required=True, metavar="PREFIX", help="writes PREFIX.bin, PREFIX.idx and PREFIX.json")
-    add("--text-field", default="text", metavar="KEY", help="key of the text, a.b for a nested one (default: text)")
-    for flag, token in (("--bos", "begin-of-text"), ("--eod", "end-of-text")):
-        placement = f"{token} token in every document, or none (default: document)"
-        add(flag, choices=("document", "none"), default="document", help=placement)
-    add(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="processes at most; the output does not depend on it (default: one a core)",
-    )
-    add("--overwrite", action="store_true", help="replace an existing output (default: refuse)")
-    parser.set_defaults(run=_tokenize)
+    _add_fertility(commands)
+    data_plan.add_parser(commands)
 
 
 def _add_merge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -45,6 +29,8 @@ def _add_merge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add("prefixes", nargs="+", metavar="PREFIX", help="pairs, named without .bin and .idx, taken in this order")
     add("--output", required=True, metavar="PREFIX", help="writes PREFIX.bin, PREFIX.idx and PREFIX.json")
     add("--shuffle", type=int, metavar="SEED", help="shuffle all documents with this seed (default: keep the order)")
+    memory = "memory for shuffling; the order does not depend on it (default: 0.5)"
+    add("--shuffle-memory", type=_gigabytes, default=500_000_000, metavar="GB", help=memory)
     add("--overwrite", action="store_true", help="replace an existing output (default: refuse)")
     parser.set_defaults(run=_merge)
 
@@ -64,7 +50,29 @@ def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     documents = "documents A to B - 1, counted from 0 (default: 0:1)"
     add("--documents", type=_document_range, default=range(1), metavar="A:B", help=documents)
     add("--raw", action="store_true", help="print the documents' text and nothing else (default: with headers)")
+    add("--statistics", action="store_true", help="also how long documents are, and the most frequent tokens; reads all")
+    add("--top", type=int, default=20, metavar="N", help="tokens to name in the statistics (default: 20)")
     parser.set_defaults(run=_inspect)
+
+
+def _add_fertility(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("fertility", help="tokens a word and bytes a token, by text and tokenizer")
+    add = parser.add_argument
+    add("texts", nargs="+", metavar="TEXT", help="files of JSON lines (.jsonl) or text, plain or .gz")
+    add("--tokenizer", required=True, action="append", metavar="PATH", help=f"{_TOKENIZER_HELP}; may be repeated")
+    add("--text-field", default="text", metavar="KEY", help="key of the text in JSON lines, a.b for a nested one (default: text)")
+    add("--picture", metavar="FILE", help="save the table as bars too: .png, .svg or .pdf (default: table alone)")
+    parser.set_defaults(run=_fertility)
+
+
+def _gigabytes(text: str) -> int:
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not 0.01 <= size <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size in GB of at least 0.01")
+    return int(size * 1e9)
 
 
 def _document_range(text: str) -> range:
@@ -75,21 +83,16 @@ def _document_range(text: str) -> range:
     return range(first, end)
 
 
-def _tokenize(args: argparse.Namespace) -> int:
-    from data_indexing.tokenize import TokenizeOptions, tokenize_files
-    from data_indexing.tokenizer import load_tokenizer
-
-    options = TokenizeOptions(args.text_field, args.bos, args.eod, args.workers, args.overwrite)
-    counts = tokenize_files(args.inputs, args.output, tokenizer=load_tokenizer(args.tokenizer), options=options)
-    text = f"{counts.num_text_bytes:,} bytes of text, {counts.num_empty_documents:,} empty documents left out"
-    print(f"{args.output}: {counts.num_documents:,} documents, {counts.num_tokens:,} tokens ({text})")
-    return 0
-
-
 def _merge(args: argparse.Namespace) -> int:
     from data_indexing.merge import merge
 
-    counts = merge(args.prefixes, args.output, shuffle_seed=args.shuffle, overwrite=args.overwrite)
+    counts = merge(
+        args.prefixes,
+        args.output,
+        shuffle_seed=args.shuffle,
+        shuffle_memory_bytes=args.shuffle_memory,
+        overwrite=args.overwrite,
+    )
     print(f"{args.output}: {counts.num_documents:,} documents, {counts.num_tokens:,} tokens")
     return 0
 
@@ -107,10 +110,24 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    from data_indexing import statistics
     from data_indexing.inspect import inspect, render
 
-    inspection = inspect(args.prefix, _optional_tokenizer(args.tokenizer), documents=args.documents)
-    _write_utf8(render(inspection, raw=args.raw))
+    tokenizer = _optional_tokenizer(args.tokenizer)
+    _write_utf8(render(inspect(args.prefix, tokenizer, documents=args.documents), raw=args.raw))
+    if args.statistics:
+        _write_utf8(statistics.render(statistics.measure(args.prefix, top=args.top), tokenizer))
+    return 0
+
+
+def _fertility(args: argparse.Namespace) -> int:
+    from data_indexing.fertility import fertility_table, measure_fertility, save_picture
+    from data_indexing.tokenizer import load_tokenizer
+
+    texts = measure_fertility(args.texts, [load_tokenizer(path) for path in args.tokenizer], text_field=args.text_field)
+    _write_utf8(fertility_table(texts))
+    if args.picture:
+        save_picture(texts, args.picture)
     return 0
 
 

@@ -20,7 +20,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("run_file", metavar="RUN.toml", type=Path, help="the run file; paths in it are relative to its folder")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="values that replace the run file's (TOML)")
     parser.add_argument(
-        "--stop-after", metavar="STEPS", type=int, help="save and end once the run has taken this many steps in all"
+        "--stop-after", metavar="STEPS", type=_count, help="save and end once the run has taken this many steps in all"
     )
     parser.set_defaults(run=_run)
 
@@ -37,6 +37,12 @@ class _HelpWithReference(argparse.Action):
         parser.epilog = render_reference()
         parser.print_help()
         parser.exit()
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps")
+    return int(text)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from megatron_poro.config.load import load_run, recipes, save_run, shapes
 from megatron_poro.config.schema import (
+    RANDOM,
     CheckpointConfig,
     DataConfig,
     DpoConfig,
@@ -19,6 +20,7 @@ from megatron_poro.config.schema import (
 )
 
 __all__ = [
+    "RANDOM",
     "CheckpointConfig",
     "DataConfig",
     "DpoConfig",

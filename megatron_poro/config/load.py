@@ -10,7 +10,7 @@ from typing import Any, cast, get_args, get_type_hints
 import tomli_w
 
 from megatron_poro.config.parse import Plain, Problems, build, merge, to_plain
-from megatron_poro.config.schema import RunConfig
+from megatron_poro.config.schema import RANDOM, RunConfig
 from megatron_poro.config.validate import find_problems
 from megatron_poro.errors import ConfigError
 
@@ -113,7 +113,7 @@ def _named(presets: Mapping[str, Plain], name: object, key: str, problems: Probl
 
 
 def _resolve(value: str, folder: Path) -> str:
-    return str((folder / value).resolve()) if value else value
+    return str((folder / value).resolve()) if value and value != RANDOM else value
 
 
 def _map_paths(section: type, plain: Plain, change: Callable[[str], str]) -> Plain:

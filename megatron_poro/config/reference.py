@@ -31,7 +31,7 @@ def _section(section: type, prefix: str) -> Iterator[str]:
         name = f"{prefix}{f.name}"
         yield ""
         yield f"{f'[[{name}]]' if many else f'[{name}]'}  {f.metadata['help']}"
-        yield from _section(inner, "" if not many and not prefix else f"{name}.")
+        yield from _section(inner, f"{name}.")
 
 
 def _entry(f: "Field[Any]", hint: Any, prefix: str) -> Iterator[str]:

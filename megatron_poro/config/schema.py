@@ -125,9 +125,11 @@ class CheckpointConfig:
     """Where the run starts from and what it saves. Read by engine and training."""
 
     initial: str = setting(
-        "Megatron checkpoint to start from (`poro convert to-megatron`); empty means random weights", default="", path=True
+        "Megatron checkpoint to start from (`poro convert to-megatron`), or `random` for random weights", path=True
     )
-    save_every_steps: int = setting("steps between checkpoints; 0 means only at the end and when stopped", default=0)
+    save_every_steps: int = setting(
+        "steps between checkpoints; 0 means only at the end, at --stop-after and when a signal stops the run", default=0
+    )
     keep_last: int = setting("newest checkpoints kept; 0 means all", default=0)
     allow_changed: tuple[str, ...] = setting('keys that a resume may find changed, e.g. ["optimizer.learning_rate"]', default=())
 
@@ -178,10 +180,18 @@ class RunConfig:
     data: DataConfig = setting("the text")
     training: TrainingConfig = setting("duration and precision")
     optimizer: OptimizerConfig = setting("AdamW and its schedule")
-    checkpoint: CheckpointConfig = setting("start and saves", default=CheckpointConfig())
+    checkpoint: CheckpointConfig = setting("start and saves")
     observe: ObserveConfig = setting("metrics", default=ObserveConfig())
-    sft: SftConfig | None = field(default=None, metadata={"help": "supervised fine-tuning"})
-    dpo: DpoConfig | None = field(default=None, metadata={"help": "preference optimisation"})
+    sft: SftConfig | None = field(
+        default=None, metadata={"help": "supervised fine-tuning; recorded, `poro train` does not read it"}
+    )
+    dpo: DpoConfig | None = field(
+        default=None, metadata={"help": "preference optimisation; recorded, `poro train` does not read it"}
+    )
+
+
+RANDOM = "random"
+"""The value of checkpoint.initial that stands for random weights."""
 
 
 def head_dim(model: ModelConfig) -> int:

@@ -1,8 +1,8 @@
 """Rules that hold between the values of a run file; each problem is one line with the full key, the numbers and the way out."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import fields
+from typing import Any
 
 from megatron_poro.config.data_rules import find_data_problems
 from megatron_poro.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig, head_dim
@@ -14,27 +14,46 @@ NON_NEGATIVE = {
 """Keys that may be 0; every other number must be positive."""
 
 
+LARGEST = 2**63
+NUMBERED = ("model", "parallel", "training", "optimizer", "checkpoint", "observe")
+
+
 def find_problems(config: RunConfig) -> list[str]:
     """Every broken rule of `config`."""
+    bad_numbers = [problem for name in NUMBERED for problem in find_bad_numbers(getattr(config, name), name)]
+    if bad_numbers:
+        return [*bad_numbers, *find_data_problems(config.data)]
     return [
-        *_find_bad_numbers(config),
-        *(_find_layout_problems(config.model, config.parallel) if not list(_find_bad_numbers(config)) else ()),
+        *_find_run_problems(config),
+        *_find_layout_problems(config.model, config.parallel),
         *_find_batch_problems(config),
         *find_data_problems(config.data),
         *_find_schedule_problems(config.optimizer, config.training),
     ]
 
 
-def _find_bad_numbers(config: RunConfig) -> Iterator[str]:
-    for name in ("model", "parallel", "training", "optimizer", "checkpoint", "observe"):
-        section = getattr(config, name)
-        for f in fields(section):
-            value = getattr(section, f.name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            least_ok = value >= 0 if f.name in NON_NEGATIVE else value > 0
-            if not least_ok or not math.isfinite(value):
-                yield f"{name}.{f.name}: {value} is out of range; it must be {'at least' if f.name in NON_NEGATIVE else 'above'} 0"
+def find_bad_numbers(section: Any, name: str) -> list[str]:
+    """Numbers of a section that are below their least value, not finite, or absurdly large."""
+    problems = []
+    for f in fields(section):
+        value = getattr(section, f.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        least_ok = value >= 0 if f.name in NON_NEGATIVE else value > 0
+        if not least_ok or not abs(value) < LARGEST:
+            least = "at least" if f.name in NON_NEGATIVE else "above"
+            problems.append(f"{name}.{f.name}: {value} is out of range; it must be {least} 0 and below {LARGEST}")
+    return problems
+
+
+def _find_run_problems(config: RunConfig) -> Iterator[str]:
+    if not config.run_directory or "\0" in config.run_directory:
+        yield "run_directory: empty or no path; name a folder"
+    if config.data.sequence_length > config.model.max_position_embeddings:
+        yield (
+            f"data.sequence_length ({config.data.sequence_length}) is above model.max_position_embeddings "
+            f"({config.model.max_position_embeddings}); raise the latter if the model is meant to read so far"
+        )
 
 
 def _find_layout_problems(model: ModelConfig, parallel: ParallelConfig) -> Iterator[str]:
@@ -69,8 +88,6 @@ def _find_layout_problems(model: ModelConfig, parallel: ParallelConfig) -> Itera
 
 def _find_batch_problems(config: RunConfig) -> Iterator[str]:
     training, parallel = config.training, config.parallel
-    if training.micro_batch_size <= 0 or training.global_batch_size <= 0:
-        return
     share = training.micro_batch_size * max(parallel.data, 1)
     if training.global_batch_size % share:
         yield (

@@ -3,6 +3,7 @@
 Neither megatron-core nor a GPU is needed: `to_megatron`, `to_hf` and `verify` take directories.
 """
 
+from megatron_poro.conversion.checksums import check_files, hash_files, read_checksums, write_checksums
 from megatron_poro.conversion.convert import to_hf, to_megatron
 from megatron_poro.conversion.hf_config import to_huggingface
 from megatron_poro.conversion.megatron import open_megatron, read_model_file, write_model_file
@@ -10,14 +11,18 @@ from megatron_poro.conversion.torch_dist import check_metadata_is_safe, read_che
 from megatron_poro.conversion.verify import differing_keys, verify
 
 __all__ = [
+    "check_files",
     "check_metadata_is_safe",
     "differing_keys",
+    "hash_files",
     "open_megatron",
     "read_checkpoint_index",
+    "read_checksums",
     "read_model_file",
     "to_hf",
     "to_huggingface",
     "to_megatron",
     "verify",
+    "write_checksums",
     "write_model_file",
 ]

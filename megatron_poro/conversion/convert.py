@@ -17,6 +17,7 @@ import torch
 
 from megatron_poro import __version__
 from megatron_poro.config.schema import ModelConfig
+from megatron_poro.conversion.checksums import check_files, hash_files, write_checksums
 from megatron_poro.conversion.files import publish, write_json
 from megatron_poro.conversion.hf_config import CONFIG, read_config, read_token_ids, to_huggingface
 from megatron_poro.conversion.huggingface import copy_text_files, open_huggingface, write_huggingface
@@ -47,6 +48,7 @@ def to_megatron(huggingface: Path, out: Path) -> dict[str, Any]:
         origin = {**proof["source"], "token_ids": read_token_ids(source.directory)}
         write_model_file(partial, source.model, origin)
         write_json(partial / PROOF, proof)
+        write_checksums(partial, hash_files(partial, (path.name for path in partial.iterdir())))
     return proof
 
 
@@ -67,6 +69,7 @@ def to_hf(
     from data_indexing.progress import progress  # rich, for the command line only
 
     source = open_megatron(checkpoint)
+    check_files(source.directory)
     weights = Cast(source, CASTS[dtype]) if dtype else source
     model = replace(source.model, max_position_embeddings=max_position_embeddings or source.model.max_position_embeddings)
     config = to_huggingface(model, _token_ids(source.directory, model, reference), weights.dtype(next(pieces(model))))

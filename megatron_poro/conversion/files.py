@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and JSON that blames the file it came from."""
 
+import glob
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ def publish(target: Path) -> Iterator[Path]:
     """
     if os.path.lexists(target):
         raise ConversionError(f"{target} exists; choose another output or remove it first")
+    _remove_leftovers(target)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -30,6 +32,14 @@ def publish(target: Path) -> Iterator[Path]:
         raise ConversionError(f"{error.filename or target}: {error.strerror}; free space or choose another output") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what killed conversions to this target left; those of processes that live are theirs."""
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
+        process = leftover.name.rpartition("-")[2]
+        if process.isdecimal() and not Path("/proc", process).exists():
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def flush_to_disk(file: BinaryIO) -> None:

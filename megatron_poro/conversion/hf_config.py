@@ -9,6 +9,7 @@ import torch
 
 from megatron_poro.config.parse import Problems, build
 from megatron_poro.config.schema import ModelConfig, head_dim
+from megatron_poro.config.validate import find_bad_numbers
 from megatron_poro.conversion.files import read_json
 from megatron_poro.errors import ConversionError
 
@@ -76,7 +77,9 @@ def read_config(directory: Path) -> ModelConfig:
     plain |= _read_rope(config, path)
     problems = Problems()
     model = build(ModelConfig, plain, path.name, problems)
-    if model is None:
+    if model is not None:
+        problems.extend(find_bad_numbers(model, path.name))
+    if model is None or problems:
         raise ConversionError(f"{path}: {'; '.join(problems)}")
     return _with_default_head_dim(model)
 

@@ -84,6 +84,8 @@ def open_huggingface(directory: Path) -> HuggingFaceModel:
     dropped = DROPPED_FROM_HUGGINGFACE | (DROPPED_IF_TIED if model.tied_embeddings else {})
     kept = {name: tensor for name, tensor in tensors.items() if not is_dropped(name, dropped)}
     _check_tensors(directory, model, kept)
+    if model.tied_embeddings:
+        _check_tied(directory, tensors)
     return HuggingFaceModel(directory, model, kept)
 
 
@@ -207,6 +209,22 @@ def _check_tensors(directory: Path, model: ModelConfig, tensors: Mapping[str, Te
                 f"{tensors[name].path}: {name} is {list(tensors[name].shape)}, but {CONFIG} implies {list(shape)}; correct {CONFIG}"
             )
     _check_types(directory, model, tensors)
+
+
+def _check_tied(directory: Path, tensors: Mapping[str, TensorFile]) -> None:
+    """A tied output layer may be stored too, but only as the embedding again: transformers does not tie two that differ."""
+    embedding, output = "model.embed_tokens.weight", "lm_head.weight"
+    if output not in tensors:
+        return
+    both = []
+    for name in (embedding, output):
+        with _open(tensors[name].path) as file:
+            both.append(file.get_tensor(name))
+    if not torch.equal(*both):
+        raise ConversionError(
+            f"{directory}: {output} differs from {embedding}, though {CONFIG} says tie_word_embeddings; "
+            "set that to false if both are meant"
+        )
 
 
 def _check_types(directory: Path, model: ModelConfig, tensors: Mapping[str, TensorFile]) -> None:

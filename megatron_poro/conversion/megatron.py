@@ -16,6 +16,7 @@ import torch
 
 from megatron_poro.config.parse import Problems, build
 from megatron_poro.config.schema import ModelConfig
+from megatron_poro.config.validate import find_bad_numbers
 from megatron_poro.conversion.files import read_json, write_json
 from megatron_poro.conversion.table import DROPPED_FROM_MEGATRON, Piece, Shape, is_dropped, pieces
 from megatron_poro.conversion.torch_dist import METADATA, CheckpointIndex, TorchDistWriter, read_checkpoint_index
@@ -96,9 +97,12 @@ def read_model_file(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
         raise ConversionError(f"{path} has format {content.get('format')!r}; this version reads {FORMAT}")
     problems = Problems()
     model = build(ModelConfig, content.get("model"), "model", problems)
-    if model is None:
-        raise ConversionError(f"{path}: {'; '.join(problems)}")
-    return model, dict(content.get("source") or {})
+    if model is not None:
+        problems.extend(find_bad_numbers(model, "model"))
+    source = content.get("source") or {}
+    if model is None or problems or not isinstance(source, dict):
+        raise ConversionError(f"{path}: {'; '.join(problems) or 'source is no object'}; copy it again")
+    return model, source
 
 
 def _check_shape(directory: Path, found: Shape, piece: Piece, *, model: ModelConfig) -> None:

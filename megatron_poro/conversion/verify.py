@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_poro.config.schema import ModelConfig, head_dim
+from megatron_poro.conversion.checksums import check_files
 from megatron_poro.conversion.huggingface import open_huggingface
 from megatron_poro.conversion.megatron import MODEL, open_megatron
 from megatron_poro.conversion.table import pieces
@@ -31,7 +32,10 @@ def verify(one: Path, other: Path) -> list[str]:
 
 def open_weights(directory: Path) -> Weights:
     """Open a directory of either format: a Megatron checkpoint is one that has a `model.json`."""
-    return open_megatron(directory) if (directory / MODEL).exists() else open_huggingface(directory)
+    if not (directory / MODEL).exists():
+        return open_huggingface(directory)
+    check_files(directory)
+    return open_megatron(directory)
 
 
 def compare(first: Weights, second: Weights, *, advance: Advance) -> tuple[dict[str, str], list[str]]:

@@ -1,11 +1,13 @@
 """What training reads: the samples, their order, and the ledger of what was read. Loads no torch."""
 
 from megatron_poro.config.data_rules import check_data
-from megatron_poro.data.batches import HeldOutSet, TrainingData
+from megatron_poro.data.batches import HeldOutSet, Rows, TrainingData
 from megatron_poro.data.blend import Blend, build_blend
+from megatron_poro.data.documents import Origin, count_documents, documents_of
 from megatron_poro.data.ledger import Ledger, SourceEntry, ledger_at
 from megatron_poro.data.order import ORDER_VERSION, Located, SampleOrder, build_order
 from megatron_poro.data.permutation import Permutation, build_permutation
+from megatron_poro.data.plan import Plan, SourcePlan, build_plan
 from megatron_poro.data.sources import fingerprint_of
 
 __all__ = [
@@ -14,14 +16,21 @@ __all__ = [
     "HeldOutSet",
     "Ledger",
     "Located",
+    "Origin",
     "Permutation",
+    "Plan",
+    "Rows",
     "SampleOrder",
     "SourceEntry",
+    "SourcePlan",
     "TrainingData",
     "build_blend",
     "build_order",
     "build_permutation",
+    "build_plan",
     "check_data",
+    "count_documents",
+    "documents_of",
     "fingerprint_of",
     "ledger_at",
 ]

@@ -1,16 +1,28 @@
-"""The token arrays that training and validation read, by sample number."""
+"""The token arrays that training and validation read, by sample number.
 
-from collections.abc import Iterable
+A sample is one read, straight into its row. Where samples lie is computed for whole windows of their numbers, and the
+last windows are kept, so the share of a sample is a fraction of a microsecond and any order of asking is right.
+"""
+
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from data_indexing.reader import IndexedReader, read_rows
 from megatron_poro.config.data_rules import check_data
 from megatron_poro.config.schema import DataConfig
-from megatron_poro.data.order import ORDER_VERSION, Located, build_order
+from megatron_poro.data.order import ORDER_VERSION, build_order
 from megatron_poro.data.permutation import Integers
 from megatron_poro.data.sources import Sequences, open_held_out, open_source
+
+Rows = NDArray[np.integer[Any]]
+_WINDOW_SAMPLES = 16_384
+_Places = tuple[list[IndexedReader], list[int]]
+"""Where samples begin: files, and numbers of tokens in them. Thousands of pairs would wake the garbage collector."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +37,16 @@ class HeldOutSet:
         """Samples in the set."""
         return self.sequences.num_sequences
 
-    def samples(self, numbers: range) -> Integers:
-        """Tokens [len(numbers), sequence_length + 1] of consecutive samples."""
+    def samples(self, numbers: range) -> Rows:
+        """Tokens [len(numbers), sequence_length + 1] of consecutive samples, in the type of the file."""
         first, count = _span(numbers)
-        rows = ((self.sequences, sequence) for sequence in range(first, first + count))
-        return _read_rows(rows, count, self.sequences.sequence_length)
+        if not 0 <= first <= first + count <= self.num_samples:
+            raise IndexError(f"{self.name}: no samples {numbers} among {self.num_samples}")
+        reader, length = self.sequences.reader, self.sequences.sequence_length
+        starts = [(self.sequences.first + number) * length for number in numbers]
+        rows = np.empty((count, length + 1), reader.dtype)
+        read_rows(rows, [reader] * count, starts)
+        return rows
 
 
 class TrainingData:
@@ -49,19 +66,28 @@ class TrainingData:
         self.validation = {name: HeldOutSet(name, part) for name, part in zip(names, held_out, strict=True)}
         sizes = [source.training.num_sequences for source in self.sources]
         self.order = build_order(config, sizes, [source.fingerprint for source in self.sources])
+        self._dtype = np.result_type(*(source.training.reader.dtype for source in self.sources))
+        self._window: Callable[[int], _Places] = lru_cache(maxsize=2)(self._locate_window)
 
-    def samples(self, numbers: range) -> Integers:
-        """Tokens [len(numbers), sequence_length + 1] of consecutive samples of the run; one read each."""
-        where = self._locate(numbers)
-        rows = (
-            (self.sources[source].training, sequence)
-            for source, sequence in zip(where.sources.tolist(), where.sequences.tolist(), strict=True)
-        )
-        return _read_rows(rows, len(numbers), self.config.sequence_length)
+    def samples(self, numbers: range) -> Rows:
+        """Tokens [len(numbers), sequence_length + 1] of consecutive samples of the run; one read each.
+
+        Their type is that of the sources, the widest where they differ.
+        """
+        first, count = _span(numbers)
+        rows = np.empty((count, self.config.sequence_length + 1), self._dtype)
+        done = 0
+        while done < count:
+            window, offset = divmod(first + done, _WINDOW_SAMPLES)
+            end = min(offset + count - done, _WINDOW_SAMPLES)
+            readers, starts = self._window(window)
+            read_rows(rows[done : done + end - offset], readers[offset:end], starts[offset:end])
+            done += end - offset
+        return rows
 
     def sources_of(self, numbers: range) -> Integers:
         """The source [len(numbers)] of consecutive samples, as a position in `config.sources`."""
-        return self._locate(numbers).sources
+        return self.order.locate(*_span(numbers)).sources
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides what sample n is, for JSON: equal fingerprints mean equal samples."""
@@ -90,18 +116,14 @@ class TrainingData:
         for held in self.validation.values():
             held.sequences.reader.close()
 
-    def _locate(self, numbers: range) -> Located:
-        return self.order.locate(*_span(numbers))
+    def _locate_window(self, window: int) -> _Places:
+        where = self.order.locate(window * _WINDOW_SAMPLES, _WINDOW_SAMPLES)
+        readers = [source.training.reader for source in self.sources]
+        starts = where.sequences * self.config.sequence_length
+        return [readers[source] for source in where.sources.tolist()], starts.tolist()
 
 
 def _span(numbers: range) -> tuple[int, int]:
     if numbers.step != 1:
         raise ValueError(f"sample numbers must be consecutive: {numbers}")
     return numbers.start, len(numbers)
-
-
-def _read_rows(rows: Iterable[tuple[Sequences, int]], count: int, sequence_length: int) -> Integers:
-    tokens = np.empty((count, sequence_length + 1), np.int64)
-    for row, (sequences, sequence) in enumerate(rows):
-        tokens[row] = sequences.read(sequence)
-    return tokens

@@ -1,17 +1,20 @@
 """What a run has read, or will have read, from each source at any sample number: exact and offline."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from megatron_poro.data.order import SampleOrder
-
-_HEADINGS = ("source", "samples", "tokens", "share", "epochs", "sequences")
+from megatron_poro.data.table import render_table
 
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """One source's part: samples and tokens read, share of all samples, passes over its `num_sequences`."""
+    """One source's part: samples and tokens read, share of all samples, passes over its `num_sequences`.
+
+    `documents` is how many documents it has read any token of, None where nobody counted them.
+    """
 
     name: str
     samples: int
@@ -19,6 +22,7 @@ class SourceEntry:
     share: Fraction
     epochs: Fraction
     num_sequences: int
+    documents: int | None = None
 
 
 @dataclass(frozen=True)
@@ -30,20 +34,29 @@ class Ledger:
     sources: tuple[SourceEntry, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """The ledger for JSON; share and epochs become floats."""
+        """The ledger for JSON; share and epochs become floats, documents stand there when they were counted."""
         return {"samples": self.samples, "tokens": self.tokens, "sources": [_to_dict(entry) for entry in self.sources]}
 
     def as_table(self) -> str:
         """The ledger as a plain text table, one line per source and one for the sum."""
-        rows = [_to_cells(entry) for entry in self.sources]
-        total = ("total", f"{self.samples:,}", f"{self.tokens:,}", "", "", "")
-        lines = [_HEADINGS, *rows, total]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
-        return "\n".join(_to_line(line, widths) for line in lines)
+        headings = ["source", "samples", "tokens", "share", "epochs", "sequences"]
+        total = ["total", f"{self.samples:,}", f"{self.tokens:,}", "", "", ""]
+        counts = [entry.documents for entry in self.sources if entry.documents is not None]
+        if counts:
+            headings.append("documents")
+            total.append(f"{sum(counts):,}")
+        return render_table([headings, *(_to_cells(entry) for entry in self.sources), total])
 
 
-def ledger_at(order: SampleOrder, num_samples: int) -> Ledger:
-    """The ledger of the run's first `num_samples` samples."""
+def ledger_at(order: SampleOrder, num_samples: int, documents: Sequence[int] | None = None) -> Ledger:
+    """The ledger of the run's first `num_samples` samples, with the `documents` of each source if they were counted."""
+    columns = zip(
+        order.names,
+        order.counts_at(num_samples),
+        order.num_sequences,
+        documents if documents is not None else [None] * len(order.names),
+        strict=True,
+    )
     entries = [
         SourceEntry(
             name=name,
@@ -52,14 +65,15 @@ def ledger_at(order: SampleOrder, num_samples: int) -> Ledger:
             share=Fraction(count, max(num_samples, 1)),
             epochs=Fraction(count, size),
             num_sequences=size,
+            documents=touched,
         )
-        for name, count, size in zip(order.names, order.counts_at(num_samples), order.num_sequences, strict=True)
+        for name, count, size, touched in columns
     ]
     return Ledger(num_samples, num_samples * order.sequence_length, tuple(entries))
 
 
 def _to_dict(entry: SourceEntry) -> dict[str, Any]:
-    return {
+    values = {
         "name": entry.name,
         "samples": entry.samples,
         "tokens": entry.tokens,
@@ -67,14 +81,10 @@ def _to_dict(entry: SourceEntry) -> dict[str, Any]:
         "epochs": float(entry.epochs),
         "sequences": entry.num_sequences,
     }
+    return values if entry.documents is None else {**values, "documents": entry.documents}
 
 
-def _to_cells(entry: SourceEntry) -> tuple[str, ...]:
+def _to_cells(entry: SourceEntry) -> list[str]:
     share, epochs = f"{float(entry.share):.2%}", f"{float(entry.epochs):.3f}"
-    return entry.name, f"{entry.samples:,}", f"{entry.tokens:,}", share, epochs, f"{entry.num_sequences:,}"
-
-
-def _to_line(cells: tuple[str, ...], widths: list[int]) -> str:
-    name, *numbers = cells
-    aligned = [name.ljust(widths[0]), *(number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True))]
-    return "  ".join(aligned).rstrip()
+    cells = [entry.name, f"{entry.samples:,}", f"{entry.tokens:,}", share, epochs, f"{entry.num_sequences:,}"]
+    return cells if entry.documents is None else [*cells, f"{entry.documents:,}"]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from megatron_poro.config.data_rules import check_data
 from megatron_poro.config.schema import DataConfig
@@ -21,6 +22,7 @@ from megatron_poro.data.permutation import Integers, build_permutation
 
 ORDER_VERSION = 1
 """Part of the resume contract: to be raised by any change that gives some run other samples."""
+_POSITIONS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,23 @@ class SampleOrder:
         sources, numbers = self._pick(first, count)
         epochs, positions = np.divmod(numbers, np.array(self.num_sequences, np.int64)[sources])
         sequences = np.empty_like(positions)
-        for source, epoch in set(zip(sources.tolist(), epochs.tolist(), strict=True)):
-            here = (sources == source) & (epochs == epoch)
-            sequences[here] = self._shuffle(source, epoch, positions[here])
+        for source in np.flatnonzero(np.bincount(sources)).tolist():
+            own_epochs = epochs[sources == source]
+            for epoch in range(int(own_epochs[0]), int(own_epochs[-1]) + 1):  # samples of a source are in order
+                here = (sources == source) & (epochs == epoch)
+                sequences[here] = self._shuffle(source, epoch, positions[here])
         return Located(sources, epochs, sequences)
+
+    def shown(self, source: int, num_samples: int) -> NDArray[np.bool_]:
+        """Which sequences [num_sequences] of a source its first `num_samples` samples show; 1 byte a sequence."""
+        size = self.num_sequences[source]
+        if num_samples >= size:
+            return np.ones(size, np.bool_)
+        shown = np.zeros(size, np.bool_)
+        for first in range(0, num_samples, _POSITIONS_AT_ONCE):
+            positions = np.arange(first, min(first + _POSITIONS_AT_ONCE, num_samples))
+            shown[self._shuffle(source, 0, positions)] = True
+        return shown
 
     def _pick(self, first: int, count: int) -> tuple[Integers, Integers]:
         """The sources of the samples, and each sample's number among all samples of its source. Two [count]."""

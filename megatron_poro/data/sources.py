@@ -9,9 +9,6 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from data_indexing.errors import DataError
 from data_indexing.format import bin_path, idx_path, manifest_path
@@ -32,18 +29,6 @@ class Sequences:
     sequence_length: int
     first: int
     num_sequences: int
-
-    def read(self, sequence: int) -> NDArray[Any]:
-        """The tokens [sequence_length + 1] of one sequence, in one read. Raises DataError when the file has gone."""
-        if not 0 <= sequence < self.num_sequences:
-            raise IndexError(f"{self.reader.prefix}: no sequence {sequence} among {self.num_sequences}")
-        start = (self.first + sequence) * self.sequence_length
-        try:
-            return self.reader.read(start, self.sequence_length + 1)
-        except OSError as error:
-            path = bin_path(self.reader.prefix)
-            problem = f"{error.strerror} while reading token {start}"
-            raise DataError(f"{path}: {problem}; restore the file and resume") from error
 
 
 @dataclass(frozen=True)
@@ -90,17 +75,19 @@ def count_sequences(reader: IndexedReader, sequence_length: int) -> int:
 
 
 def fingerprint_of(reader: IndexedReader) -> str:
-    """Identifies a pair's content: the .bin's SHA-256 by its manifest, else a hash of both files' sizes and samples.
+    """Identifies a pair's content: a hash of both files' sizes and of samples of them, after the .bin's SHA-256 by its manifest.
 
+    The manifest alone would not notice that the files beside it were replaced; samples alone not every change of a large file.
     Raises DataError when the manifest counts other tokens than the pair has.
     """
     manifest = load_manifest(reader.prefix)
+    sampled = _sampled_fingerprint(bin_path(reader.prefix), idx_path(reader.prefix))
     if manifest is None:
-        return _sampled_fingerprint(bin_path(reader.prefix), idx_path(reader.prefix))
+        return sampled
     if manifest.counts.num_tokens != reader.num_tokens:
         counts = f"counts {manifest.counts.num_tokens} tokens, the pair holds {reader.num_tokens}"
         raise DataError(f"{manifest_path(reader.prefix)}: {counts}; copy all three files again, or remove the manifest")
-    return f"sha256:{manifest.bin_sha256}"
+    return f"sha256:{manifest.bin_sha256} {sampled}"
 
 
 def _end_of_source(held: ValidationConfig, sources: tuple[Source, ...]) -> Sequences:

@@ -37,10 +37,12 @@ def write_random_llama(folder: Path, model: ModelConfig, tokenizer: TextTokenize
     """Write a Hugging Face directory with random weights and the tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     from megatron_poro.conversion import to_huggingface
 
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    disable_progress_bar()
     torch.manual_seed(seed)
     llama = LlamaForCausalLM(LlamaConfig(**to_huggingface(model, ids, torch.float32)))
     llama.save_pretrained(folder)

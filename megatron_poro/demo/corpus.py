@@ -42,9 +42,13 @@ def check_corpus(folder: Path) -> None:
 def read_texts(path: Path, max_bytes: int) -> Iterator[str]:
     """Texts of a JSONL file until `max_bytes` of it are read."""
     with open(path, "rb") as lines:
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             max_bytes -= len(line)
-            yield json.loads(line)["text"]
+            try:
+                text = json.loads(line)["text"]
+            except (ValueError, LookupError, TypeError):
+                raise PoroError(f"{path}:{number}: not a JSON object with a text field; correct or remove the line") from None
+            yield str(text)
             if max_bytes < 0:
                 return
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli_w
 
+from data_indexing.reader import IndexedReader
 from megatron_poro.config import shapes
 from megatron_poro.config.load import resolve
 from megatron_poro.config.parse import Problems
@@ -22,6 +23,7 @@ VOCAB_SIZE = 2048
 SEQUENCE_LENGTH = 128
 VALIDATION_SEQUENCES = 32
 GLOBAL_BATCH_SIZE = 32
+MIN_STEPS = 2
 BASE_MIX = {"en": 0.5, "code": 0.5}
 CONTINUED_MIX = {"fi": 0.3, "en": 0.3, "code": 0.3, "math": 0.1}
 
@@ -42,9 +44,11 @@ def run_demo(options: DemoOptions) -> int:
     if options.corpus:
         check_corpus(options.corpus)
     if out.exists() and any(out.iterdir()):
-        raise PoroError(f"--out {out}: not empty; remove it or give another folder")
+        raise PoroError(f"--out {out}: not empty; remove it or give another folder with --out")
     corpus = options.corpus.resolve() if options.corpus else out / "corpus"
-    steps = options.steps or FULL_STEPS
+    steps = FULL_STEPS if options.steps is None else options.steps
+    if steps < MIN_STEPS:
+        raise PoroError(f"--steps {steps}: at least {MIN_STEPS}, since the second training is stopped half way")
     _prepare(options, out, corpus, steps=steps)
     _tokenize(out, corpus)
     _pretrain_base(out, steps)
@@ -72,8 +76,19 @@ def _tokenize(out: Path, corpus: Path) -> None:
     for domain in DOMAINS:
         tokens = f"{out}/data/{domain}-tokens"
         _poro("data", "tokenize", f"{corpus}/{domain}.jsonl", "--tokenizer", f"{out}/random-hf", "--output", tokens)
+        _check_size(tokens, domain)
         _poro("data", "merge", tokens, "--output", f"{out}/data/{domain}", "--shuffle", "1")
     _poro("data", "verify", *(f"{out}/data/{domain}" for domain in DOMAINS), "--tokenizer", f"{out}/random-hf")
+
+
+def _check_size(tokens: str, domain: str) -> None:
+    """Raise PoroError when a domain is too small to hold anything out of it."""
+    needed = 2 * VALIDATION_SEQUENCES * SEQUENCE_LENGTH
+    with IndexedReader(tokens) as reader:
+        if reader.num_tokens < needed:
+            raise PoroError(
+                f"{domain}.jsonl: too small, {reader.num_tokens} tokens; the demo needs at least {needed} of each domain"
+            )
 
 
 def _pretrain_base(out: Path, steps: int) -> None:

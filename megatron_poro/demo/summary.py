@@ -37,6 +37,8 @@ def summarise(out: Path, *, steps: int, seconds: float) -> int:
     picture = _draw(out, config)
     print(f"\n=== 5. What came out\n\n{_render_losses(losses)}\n\nA sample in Finnish, after {PROMPT!r}:\n  {sample}\n")
     print(f"Tokens read by the continued pretraining:\n{ledger.as_table()}\n")
+    if steps < FULL_STEPS:
+        print(f"What the model learns is checked from {FULL_STEPS} steps on; this was a trial of {steps}.")
     for promise, held in promises.items():
         print(f"{'ok  ' if held else 'MISS'}  {promise}")
     print(f"\nEverything lies in {out}:\n{_render_places(picture)}\n\nDone in {seconds / 60:.1f} minutes.")
@@ -56,13 +58,15 @@ def _measure(config: RunConfig, records: list[Record], data: TrainingData, model
     """Losses by the engine (first and last validation) and by transformers on the exported model, and a generated sample."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
     validations = [record["losses"] for record in records if record["event"] == "validation"]
+    disable_progress_bar()
     llama: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     theirs = {}
     with torch.no_grad():
         for name, held_out in data.validation.items():
-            rows = torch.from_numpy(held_out.samples(range(held_out.num_samples)))  # [samples, seq + 1]
+            rows = torch.from_numpy(held_out.samples(range(held_out.num_samples))).long()  # [samples, seq + 1]
             logits = llama(rows[:, :-1]).logits.flatten(0, 1)  # [samples * seq, vocab]
             theirs[name] = float(torch.nn.functional.cross_entropy(logits.double(), rows[:, 1:].flatten()))
         tokenizer: Any = AutoTokenizer.from_pretrained(model)

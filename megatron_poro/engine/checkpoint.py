@@ -4,9 +4,9 @@ A checkpoint holds the model, the optimizer where it is a training checkpoint, `
 `state.json` (where the run stands) and `config.toml` (the resolved run file). It loads at any layout.
 """
 
-import json
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -27,9 +27,20 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed import checkpoint as torch_checkpoint
 
-from megatron_poro.config import ModelConfig, RunConfig, save_run
-from megatron_poro.conversion import check_metadata_is_safe, differing_keys, read_model_file, write_model_file
+from megatron_poro.config import RANDOM, ModelConfig, RunConfig, save_run
+from megatron_poro.conversion import (
+    check_files,
+    check_metadata_is_safe,
+    differing_keys,
+    hash_files,
+    read_checksums,
+    read_model_file,
+    write_checksums,
+    write_model_file,
+)
+from megatron_poro.conversion.files import write_json
 from megatron_poro.engine.model import unwrap
+from megatron_poro.engine.paths import checkpoint_path, list_checkpoints, read_state
 from megatron_poro.errors import CheckpointError
 
 FORMAT = 1
@@ -64,38 +75,41 @@ class ThreadedSave(TorchDistSaveShardedStrategy):  # type: ignore[misc]
         )
 
 
-def checkpoint_path(run_directory: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
-    return run_directory / "checkpoints" / f"step_{step:08d}"
-
-
-def list_checkpoints(run_directory: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first; one that was not finished has no such name and does not count."""
-    found = (run_directory / "checkpoints").glob("step_*")
-    return sorted(path for path in found if (path / "state.json").is_file())
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The checkpoint's state.json. Raises CheckpointError when it is missing or damaged."""
-    try:
-        state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{checkpoint / 'state.json'}: cannot be read ({error}); move the folder away to resume from the one before"
-        ) from None
-    return state
-
-
 def save_checkpoint(
     config: RunConfig,
     state: TrainState,
     chunks: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     *,
+    source: dict[str, Any],
     extra: dict[str, Any],
 ) -> Path:
-    """Write the checkpoint after `state.step` steps; `extra` goes into state.json. Every rank must call it."""
+    """Write the checkpoint after `state.step` steps, whole or not at all; `source` says where the weights came from.
+
+    `extra` goes into state.json. Raises CheckpointError when the disk is full or the folder cannot be written. Every rank must
+    call it.
+    """
     target = checkpoint_path(Path(config.run_directory), state.step)
+    try:
+        partial = _write_shards(target, chunks, optimizer)
+        hashes = _hash_shards(partial)
+        if dist.get_rank() == 0:
+            write_model_file(partial, config.model, source)
+            save_run(config, partial / "config.toml")
+            write_json(partial / "state.json", {"format": FORMAT, **asdict(state), **extra})
+            others = [path.name for path in partial.iterdir() if path.name not in hashes]
+            write_checksums(partial, hashes | hash_files(partial, others))
+            _publish(partial, target)
+        dist.barrier()
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{target}: could not be saved ({_first_line(error)}); free space and start again, from the checkpoint before"
+        ) from error
+    return target
+
+
+def _write_shards(target: Path, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> Path:
+    """Write weights and optimizer under a temporary name, and return it; every rank must call it."""
     partial = target.with_name(f"partial-{target.name}")
     if dist.get_rank() == 0:
         for leftover in target.parent.glob("partial-*"):
@@ -105,14 +119,21 @@ def save_checkpoint(
     content = _model_state(chunks)
     content["optimizer"] = optimizer.sharded_state_dict(dict(content), metadata=OPTIMIZER_METADATA)
     dist_checkpointing.save(content, str(partial), sharded_strategy=ThreadedSave())
-    if dist.get_rank() == 0:
-        write_model_file(partial, config.model, _read_source(config))
-        save_run(config, partial / "config.toml")
-        document = {"format": FORMAT, **asdict(state), **extra}
-        (partial / "state.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
-        _publish(partial, target)
-    dist.barrier()
-    return target
+    return partial
+
+
+def _hash_shards(partial: Path) -> dict[str, Any]:
+    """Checksums of all tensor files, each rank reading those it wrote; every rank must call it."""
+    mine = hash_files(partial, (path.name for path in partial.glob(f"__{dist.get_rank()}_*.distcp")))
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, mine)
+    return {name: entry for part in gathered for name, entry in part.items()}
+
+
+def _check_shards(checkpoint: Path) -> None:
+    """Compare the checkpoint's files with its checksums, the ranks sharing the work."""
+    listed = sorted(read_checksums(checkpoint))
+    check_files(checkpoint, listed[dist.get_rank() :: dist.get_world_size()])
 
 
 def load_training(checkpoint: Path, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> TrainState:
@@ -142,7 +163,11 @@ def _load(checkpoint: Path, content: ShardedStateDict, *, not_wanted: Sequence[s
     `_extra_state` is Transformer Engine's: present or absent according to what wrote the checkpoint, and empty outside FP8.
     """
     check_metadata_is_safe(checkpoint)
-    loaded, left_over, absent = dist_checkpointing.load(content, str(checkpoint), strict=StrictHandling.RETURN_ALL)
+    _check_shards(checkpoint)
+    try:
+        loaded, left_over, absent = dist_checkpointing.load(content, str(checkpoint), strict=StrictHandling.RETURN_ALL)
+    except Exception as error:  # megatron-core and torch raise whatever a damaged file makes them raise
+        raise CheckpointError(f"{checkpoint}: cannot be loaded ({_first_line(error)}); move the folder away") from error
     unknown = sorted(key for key in left_over if not any(fnmatch(key, pattern) for pattern in not_wanted))
     missing = sorted(key for key in absent if not fnmatch(key, "*._extra_state*"))
     if unknown or missing:
@@ -162,10 +187,9 @@ def check_same_model(checkpoint: Path, model: ModelConfig) -> None:
         )
 
 
-def _read_source(config: RunConfig) -> dict[str, Any]:
-    """Where the weights of a run come from, for its checkpoints' model.json: what its initial checkpoint says."""
-    initial = config.checkpoint.initial
-    return read_model_file(Path(initial))[1] if initial else {"name": "random weights"}
+def read_source(checkpoint: str | Path) -> dict[str, Any]:
+    """Where the weights of a checkpoint came from, as its model.json says; `random` is a source of its own."""
+    return {"name": RANDOM} if checkpoint == RANDOM else read_model_file(Path(checkpoint))[1]
 
 
 def remove_old_checkpoints(run_directory: Path, keep_last: int) -> None:
@@ -189,10 +213,16 @@ def _chunk_key(n: int, chunks: Sequence[DistributedDataParallel]) -> str:
     return f"model{n}" if len(chunks) > 1 else "model"
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _publish(partial: Path, target: Path) -> None:
     """Flush every file, then give the folder its name: from here on the checkpoint counts."""
     for path in (*partial.rglob("*"), partial):
         _sync(path)
+    if target.exists():  # a damaged one, which did not count
+        target.rename(target.with_name(f"damaged-{target.name}-{time.time_ns()}"))
     partial.rename(target)
     _sync(target.parent)
 

@@ -20,6 +20,7 @@ from megatron_poro.errors import LaunchError
 
 LISTEN_FD = "PORO_LISTEN_FD"
 LOCAL = "PORO_LOCAL_LAUNCH"
+FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 5.0
 
 
@@ -37,7 +38,22 @@ class World:
 
 
 def read_world(environment: Mapping[str, str]) -> World | None:
-    """This process's place according to torchrun or srun; None when neither started it."""
+    """This process's place according to torchrun or srun; None when neither started it.
+
+    Raises LaunchError when the launcher's variables make no sense.
+    """
+    try:
+        world = _read_variables(environment)
+    except (KeyError, ValueError) as error:
+        raise LaunchError(
+            f"the launcher's environment cannot be read: {error}; unset RANK and WORLD_SIZE to start without one"
+        ) from None
+    if world is not None and not 0 <= world.rank < world.size:
+        raise LaunchError(f"rank {world.rank} does not fit a world of {world.size} processes; check RANK and WORLD_SIZE")
+    return world
+
+
+def _read_variables(environment: Mapping[str, str]) -> World | None:
     if "RANK" in environment and "WORLD_SIZE" in environment:
         fd = environment.get(LISTEN_FD)
         return World(
@@ -101,17 +117,17 @@ def _listen() -> Iterator[socket.socket]:
         yield listener
 
 
-def start_local(command: Sequence[str], num_processes: int) -> int:
-    """Run `command` as `num_processes` ranks on this machine; returns their exit code, 0 when all ended well.
+def start_local(command: Sequence[str], num_processes: int, *, good_codes: frozenset[int] = frozenset({0})) -> int:
+    """Run `command` as `num_processes` ranks on this machine; returns the largest exit code when all ended well.
 
-    When one ends badly the others are ended within seconds and its exit code is returned; a signal gives 128 + its number. Rank 0
-    inherits a listening socket, so no port is guessed.
+    When one ends with another than a good code the others are ended within seconds and its exit code is returned; a signal gives
+    128 + its number. Signals to this process go on to the ranks. Rank 0 inherits a listening socket, so no port is guessed.
     """
     with _listen() as listener:
         processes = [_start_rank(command, rank, num_processes, listener) for rank in range(num_processes)]
-    forward = {number: signal.signal(number, _forward_to(processes)) for number in (signal.SIGTERM, signal.SIGINT)}
+    forward = {number: signal.signal(number, _forward_to(processes)) for number in FORWARDED_SIGNALS}
     try:
-        return _wait(processes)
+        return _wait(processes, good_codes)
     finally:
         for number, handler in forward.items():
             signal.signal(number, handler)
@@ -135,7 +151,8 @@ def _start_rank(command: Sequence[str], rank: int, size: int, listener: socket.s
     if rank == 0:
         environment[LISTEN_FD] = str(listener.fileno())
         fds = (listener.fileno(),)
-    return subprocess.Popen(command, env=environment, pass_fds=fds)
+    # A session of their own: Ctrl-C reaches the ranks once, through this process.
+    return subprocess.Popen(command, env=environment, pass_fds=fds, start_new_session=True)
 
 
 def die_with_parent() -> None:
@@ -157,17 +174,17 @@ def _forward_to(processes: Sequence["subprocess.Popen[bytes]"]) -> "signal._HAND
     return forward
 
 
-def _wait(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
-    """0 once all ended well, or the exit code of the first that did not."""
+def _wait(processes: Sequence["subprocess.Popen[bytes]"], good_codes: frozenset[int]) -> int:
+    """The largest code once all ended well, or the exit code of the first that did not."""
     while True:
         codes = [process.poll() for process in processes]
         for rank, code in enumerate(codes):
-            if code:
+            if code is not None and code not in good_codes:
                 if code < 0:
                     print(f"error: rank {rank} was ended by {signal.Signals(-code).name}; the others are stopped", file=sys.stderr)
                 return code if code > 0 else 128 - code
-        if all(code == 0 for code in codes):
-            return 0
+        if None not in codes:
+            return max(code for code in codes if code is not None)
         time.sleep(0.02)
 
 

@@ -13,29 +13,34 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_poro.engine.groups import holds_loss, sum_over_world
 
-Microbatch = tuple[np.ndarray[Any, np.dtype[np.int64]], int]
+Microbatch = tuple[np.ndarray[Any, np.dtype[np.integer[Any]]], int]
 """Token ids [batch, seq + 1] and how many of the rows count; the others fill the shape up."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Mean loss per token over the global batch in nats, gradient norm before clipping, and whether the weights were updated."""
+    """Mean loss per token over the global batch in nats, gradient norm before clipping, whether the weights were updated, and
+    whether any rank asked to stop."""
 
     loss: float
     gradient_norm: float
     updated: bool
+    stop: bool
 
 
 def train_step(
-    chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, microbatches: Sequence[Microbatch]
+    chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, microbatches: Sequence[Microbatch], *, stop: bool
 ) -> StepResult:
-    """Forward, backward and update over this rank's microbatches. Every rank must call it."""
+    """Forward, backward and update over this rank's microbatches. Every rank must call it.
+
+    `stop` is this rank's wish to end the run; it travels with the losses, so that all ranks learn of any rank's at the same step.
+    """
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
-    totals = _run_schedule(chunks, microbatches, forward_only=False)
+    totals = _run_schedule(chunks, microbatches, forward_only=False, stop=stop)
     updated, gradient_norm, _ = optimizer.step()
-    return StepResult(_mean(totals), float(gradient_norm or 0.0), bool(updated))
+    return StepResult(_mean(totals), float(gradient_norm or 0.0), bool(updated), bool(totals[2]))
 
 
 @torch.no_grad()
@@ -50,9 +55,9 @@ def evaluate(chunks: Sequence[DistributedDataParallel], microbatches: Sequence[M
 
 
 def _run_schedule(
-    chunks: Sequence[DistributedDataParallel], microbatches: Sequence[Microbatch], *, forward_only: bool
+    chunks: Sequence[DistributedDataParallel], microbatches: Sequence[Microbatch], *, forward_only: bool, stop: bool = False
 ) -> torch.Tensor:
-    """Sum of token losses and number of tokens, float64 [2], summed over all ranks."""
+    """Sum of token losses, number of tokens and number of ranks that want to stop, float64 [3], summed over all ranks."""
     batch_size, row = microbatches[0][0].shape
     iterators: list[Iterator[Microbatch]] = [iter(microbatches) for _ in chunks]
     reports = get_forward_backward_func()(
@@ -64,16 +69,18 @@ def _run_schedule(
         micro_batch_size=batch_size,
         forward_only=forward_only,
     )
-    totals = torch.zeros(2, dtype=torch.float64, device=next(chunks[0].parameters()).device)
+    totals = torch.zeros(3, dtype=torch.float64, device=next(chunks[0].parameters()).device)
+    totals[2] = float(stop)
     if holds_loss():
-        totals += torch.stack(reports).sum(dim=0)
+        totals[:2] += torch.stack(reports).sum(dim=0)
     return sum_over_world(totals)
 
 
 def _forward_step(microbatches: Iterator[Microbatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
     """What the schedule calls for each microbatch and chunk: the chunk's output, and the loss to take from the last one's."""
     rows, num_rows = next(microbatches)
-    tokens = torch.from_numpy(rows).to(next(model.parameters()).device)  # [batch, seq + 1]
+    # The files' narrow type travels to the device and is widened there.
+    tokens = torch.from_numpy(rows).to(next(model.parameters()).device).long()  # [batch, seq + 1]
     positions = torch.arange(rows.shape[1] - 1, device=tokens.device)[None]  # [1, seq]
     losses = model(tokens[:, :-1].contiguous(), positions, None, labels=tokens[:, 1:].contiguous())
     return losses, partial(_report_loss, num_rows)
@@ -88,5 +95,5 @@ def _report_loss(num_rows: int, losses: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def _mean(totals: torch.Tensor) -> float:
-    total, num_tokens = totals.tolist()
+    total, num_tokens, _ = totals.tolist()
     return float(total / num_tokens)

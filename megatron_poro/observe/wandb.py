@@ -3,12 +3,15 @@
 import importlib
 import importlib.util
 import secrets
+import sys
 from pathlib import Path
 from typing import Any
 
 from megatron_poro.config import ObserveConfig
 from megatron_poro.errors import ConfigError
 from megatron_poro.observe.jsonl import Record
+
+INIT_TIMEOUT_SECONDS = 30.0
 
 
 class WandbSink:
@@ -18,15 +21,20 @@ class WandbSink:
         if importlib.util.find_spec("wandb") is None:
             raise ConfigError(["observe.wandb_project: wandb is not installed; `pip install wandb` or leave the key empty"])
         wandb: Any = importlib.import_module("wandb")
-        self._run = wandb.init(
-            project=observe.wandb_project,
-            entity=observe.wandb_entity or None,
-            id=_run_id(run_directory / "wandb_id"),
-            name=run_directory.name,
-            resume="allow",
-            dir=str(run_directory),
-            config=config,
-        )
+        settings = {
+            "project": observe.wandb_project,
+            "entity": observe.wandb_entity or None,
+            "id": _run_id(run_directory / "wandb_id"),
+            "name": run_directory.name,
+            "resume": "allow",
+            "dir": str(run_directory),
+            "config": config,
+        }
+        try:
+            self._run = wandb.init(**settings, settings=wandb.Settings(init_timeout=INIT_TIMEOUT_SECONDS))
+        except Exception as error:  # no key, no network: the run goes on, and `wandb sync` finds everything later
+            print(f"warning: wandb goes on offline, in {run_directory / 'wandb'}: {_first_line(error)}", file=sys.stderr)
+            self._run = wandb.init(**settings, mode="offline")
 
     def write(self, record: Record) -> None:
         """Log the numbers of a step or a validation under the step's number."""
@@ -40,6 +48,10 @@ class WandbSink:
     def close(self) -> None:
         """Mark the wandb run finished."""
         self._run.finish()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _run_id(path: Path) -> str:

@@ -1,6 +1,7 @@
 """The training loop of one rank: start or resume, then step, log, validate and save until the run is done or told to stop."""
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from data_indexing.progress import progress
 from megatron_poro import __version__
-from megatron_poro.config import RunConfig, save_run
+from megatron_poro.config import RANDOM, RunConfig, save_run
 from megatron_poro.config.parse import to_plain
 from megatron_poro.data import TrainingData, ledger_at
 from megatron_poro.engine import checkpoint as checkpoints
@@ -24,13 +25,16 @@ from megatron_poro.engine.groups import start_groups, stop_groups
 from megatron_poro.engine.launch import World
 from megatron_poro.engine.model import build_model
 from megatron_poro.engine.optimizer import build_optimizer, set_learning_rate
+from megatron_poro.engine.paths import checkpoint_path, list_checkpoints, read_state
 from megatron_poro.engine.platform import Platform
 from megatron_poro.engine.schedule import learning_rate
 from megatron_poro.engine.step import StepResult, evaluate, train_step
+from megatron_poro.errors import TrainingError
 from megatron_poro.observe import SinkGroup, open_sinks
 from megatron_poro.topology import Layout
 from megatron_poro.training.microbatches import training_microbatches, validation_microbatches
 from megatron_poro.training.resume import check_resume
+from megatron_poro.training.signals import StopRequest
 
 
 @dataclass
@@ -46,10 +50,14 @@ class Trainer:
     is_first: bool
     data_rank: int
     state: TrainState
+    source: dict[str, Any]
+    stop: StopRequest
 
 
-def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *, stop_after: int | None = None) -> None:
-    """Train to the end of the run, or to step `stop_after`. Every rank must call it."""
+def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *, stop_after: int | None = None) -> bool:
+    """Train to the end of the run, or to step `stop_after`; False when a signal ended it sooner. Every rank must call it."""
+    stop = StopRequest()
+    stop.listen()
     start_groups(world, layout, platform)
     run_directory = Path(config.run_directory)
     chunks = build_model(config, layout, platform)
@@ -63,62 +71,76 @@ def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *
         is_first=world.rank == 0,
         data_rank=parallel_state.get_data_parallel_rank(),
         state=TrainState(),
+        source={},
+        stop=stop,
     )
     _start_or_resume(trainer)
-    _run_steps(trainer, min(config.training.steps, stop_after if stop_after is not None else sys.maxsize))
+    reached = _run_steps(trainer, min(config.training.steps, stop_after if stop_after is not None else sys.maxsize))
     _write(trainer, "end")
     trainer.sinks.close()
     trainer.data.close()
     stop_groups()
+    return reached
 
 
 def _start_or_resume(trainer: Trainer) -> None:
     """Load the newest checkpoint of the run, or the initial weights, and say which."""
     config = trainer.config
-    found = checkpoints.list_checkpoints(Path(config.run_directory))
+    found = list_checkpoints(Path(config.run_directory))
     if found:
-        saved = checkpoints.read_state(found[-1])
+        saved = read_state(found[-1])
         check_resume(config, found[-1], saved["data"], trainer.data.fingerprint())
         trainer.state = checkpoints.load_training(found[-1], trainer.chunks, trainer.optimizer)
-    elif config.checkpoint.initial:
+    elif config.checkpoint.initial != RANDOM:
         checkpoints.load_weights(Path(config.checkpoint.initial), config.model, trainer.chunks, trainer.optimizer)
-    origin = str(found[-1] if found else config.checkpoint.initial or "random weights")
+    origin = str(found[-1] if found else config.checkpoint.initial)
+    trainer.source = checkpoints.read_source(origin)
     if trainer.is_first:
         save_run(config, Path(config.run_directory) / "config.toml")
-        print(f"training {trainer.layout} from {origin}, step {trainer.state.step} of {config.training.steps}", flush=True)
+        precision, steps = config.training.precision, config.training.steps
+        print(f"training {trainer.layout} in {precision} from {origin}, step {trainer.state.step} of {steps}", flush=True)
     _write(trainer, "start", origin=origin, layout=str(trainer.layout), versions=versions())
     if not found:
         _validate(trainer)
 
 
-def _run_steps(trainer: Trainer, last_step: int) -> None:
+def _run_steps(trainer: Trainer, last_step: int) -> bool:
+    """Step until `last_step` or until a rank is asked to stop, and save; True when the last step was reached."""
     training, every = trainer.config.training, trainer.config.checkpoint.save_every_steps
     todo = max(last_step - trainer.state.step, 0)
     with _step_progress(trainer, todo) as advance:
-        while trainer.state.step < last_step:
-            _take_step(trainer)
+        stopped = False
+        while trainer.state.step < last_step and not stopped:
+            stopped = _take_step(trainer).stop
             step = trainer.state.step
             if step == training.steps or (training.validate_every_steps and step % training.validate_every_steps == 0):
                 _validate(trainer)
             if every and step % every == 0:
                 _save(trainer)
             advance(1)
-    if not checkpoints.checkpoint_path(Path(trainer.config.run_directory), trainer.state.step).exists():
+    if not checkpoint_path(Path(trainer.config.run_directory), trainer.state.step).exists():
         _save(trainer)
+    return trainer.state.step >= last_step
 
 
-def _take_step(trainer: Trainer) -> None:
+def _take_step(trainer: Trainer) -> StepResult:
     """One optimizer step, and its line of metrics."""
     config, before = trainer.config, trainer.state
     started = time.monotonic()
     rate = learning_rate(before.step, config.training.steps, config.optimizer)
     set_learning_rate(trainer.optimizer, rate, config.optimizer.weight_decay)
     microbatches = training_microbatches(config, trainer.data, trainer.layout, step=before.step, data_rank=trainer.data_rank)
-    result = train_step(trainer.chunks, trainer.optimizer, microbatches)
+    result = train_step(trainer.chunks, trainer.optimizer, microbatches, stop=trainer.stop.is_made)
     samples = before.samples + config.training.global_batch_size
+    if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
+        raise TrainingError(
+            f"step {before.step + 1}: loss {result.loss}, gradient norm {result.gradient_norm}; nothing of it was saved. "
+            f"Lower optimizer.learning_rate, or look at samples {before.samples} to {samples - 1}"
+        )
     trainer.state = TrainState(before.step + 1, samples, samples * config.data.sequence_length)
     if trainer.state.step % config.observe.log_every_steps == 0:
         _log_step(trainer, result, rate, time.monotonic() - started)
+    return result
 
 
 def _log_step(trainer: Trainer, result: StepResult, rate: float, seconds: float) -> None:
@@ -164,9 +186,10 @@ def _save(trainer: Trainer) -> None:
     config = trainer.config
     ledger = ledger_at(trainer.data.order, trainer.state.samples).as_dict()
     extra = {"ledger": ledger, "data": trainer.data.fingerprint(), "layout": str(trainer.layout), "versions": versions()}
-    path = checkpoints.save_checkpoint(config, trainer.state, trainer.chunks, trainer.optimizer, extra=extra)
+    path = checkpoints.save_checkpoint(config, trainer.state, trainer.chunks, trainer.optimizer, source=trainer.source, extra=extra)
     _write(trainer, "checkpoint", path=str(path), ledger=ledger)
     if trainer.is_first:
+        print(f"saved {path}", flush=True)
         checkpoints.remove_old_checkpoints(Path(config.run_directory), config.checkpoint.keep_last)
 
 
@@ -177,7 +200,7 @@ def _write(trainer: Trainer, event: str, **values: Any) -> None:
 def _step_progress(trainer: Trainer, num_steps: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
     if not trainer.is_first:
         return contextlib.nullcontext(lambda amount: None)
-    return progress("training", num_steps, "step")
+    return progress("training", num_steps, "steps")
 
 
 def versions() -> dict[str, str]:

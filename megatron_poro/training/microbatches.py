@@ -1,15 +1,11 @@
 """Rows of token ids as the microbatches that one rank feeds through the pipeline schedule."""
 
-from typing import Any
-
 import numpy as np
 
 from megatron_poro.config import RunConfig
-from megatron_poro.data import HeldOutSet, TrainingData
+from megatron_poro.data import HeldOutSet, Rows, TrainingData
 from megatron_poro.errors import ConfigError
 from megatron_poro.topology import Layout, microbatch_samples
-
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def training_microbatches(
@@ -52,7 +48,7 @@ def _checked(rows: Rows, vocab_size: int, where: str) -> Rows:
     if largest >= vocab_size:
         raise ConfigError(
             [
-                f"data: {where} hold token id {largest}, beyond model.vocab_size ({vocab_size}); the files were made with another "
+                f"data: {where} have token id {largest}, beyond model.vocab_size ({vocab_size}); the files were made with another "
                 "tokenizer (`poro data verify` tells which)"
             ]
         )

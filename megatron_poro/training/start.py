@@ -9,13 +9,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from megatron_poro.config import RunConfig, load_run
+from data_indexing.manifest import load_manifest
+from megatron_poro.config import RANDOM, RunConfig, load_run
 from megatron_poro.data import TrainingData
 from megatron_poro.engine.launch import World, alone, die_with_parent, export_world, read_world, start_local
+from megatron_poro.engine.paths import list_checkpoints, read_state
 from megatron_poro.errors import USER_ERRORS, CheckpointError, ConfigError, LaunchError
 from megatron_poro.topology import Layout, build_layout
 
 USER_ERROR_CODE = 2
+STOPPED_CODE = 75
+"""A signal stopped the run and it was saved; the same command goes on (EX_TEMPFAIL)."""
 LOCK_PATIENCE_SECONDS = 10.0
 
 
@@ -33,11 +37,21 @@ def run_training(path: Path, overrides: Sequence[str], *, stop_after: int | None
     layout = local_layout(config)
     check_before_launch(config, layout)
     with lock_run(Path(config.run_directory)):
+        if done := find_finished(config):
+            print(f"{config.run_directory} is done: {config.training.steps} steps; its last checkpoint is {done}")
+            return 0
+        print(f"starting {layout.world_size} processes for {layout}", flush=True)
         if layout.world_size == 1:
             return _run_rank(config, alone(), stop_after)
         stop = [f"--stop-after={stop_after}"] if stop_after is not None else []
         command = [sys.executable, "-m", "megatron_poro", "train", str(path), *overrides, *stop]
-        return start_local(command, layout.world_size)
+        return start_local(command, layout.world_size, good_codes=frozenset({0, STOPPED_CODE}))
+
+
+def find_finished(config: RunConfig) -> Path | None:
+    """The run's last checkpoint when no step is left to take."""
+    newest = list_checkpoints(Path(config.run_directory))[-1:]
+    return next((path for path in newest if read_state(path)["step"] == config.training.steps), None)
 
 
 def local_layout(config: RunConfig) -> Layout:
@@ -85,9 +99,10 @@ def check_batch(config: RunConfig, layout: Layout) -> None:
 def check_before_launch(config: RunConfig, layout: Layout) -> None:
     """Raise the user's mistakes that would otherwise show on every rank: batch, data files, start checkpoint, run directory."""
     check_batch(config, layout)
-    TrainingData(config.data).close()
+    _check_data(config)
     initial = config.checkpoint.initial
-    if initial and not (Path(initial) / ".metadata").is_file():
+    needs_initial = initial != RANDOM and not list_checkpoints(Path(config.run_directory))
+    if needs_initial and not (Path(initial) / ".metadata").is_file():
         raise CheckpointError(
             f"checkpoint.initial: {initial} is no Megatron distributed checkpoint (it has no .metadata); "
             "make one with `poro convert to-megatron HF_DIR OUT`"
@@ -96,6 +111,21 @@ def check_before_launch(config: RunConfig, layout: Layout) -> None:
         Path(config.run_directory).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError([f"run_directory: cannot be made: {error}"]) from None
+
+
+def _check_data(config: RunConfig) -> None:
+    """Raise the user's mistakes about data files; a tokenizer larger than the model is seen in the manifests already."""
+    TrainingData(config.data).close()
+    paths = [part.path for part in config.data.sources] + [part.path for part in config.data.validation if part.path]
+    for path in paths:
+        manifest = load_manifest(path)
+        if manifest and manifest.tokenizer and manifest.tokenizer.vocab_size > config.model.vocab_size:
+            raise ConfigError(
+                [
+                    f"model.vocab_size ({config.model.vocab_size}) is below the {manifest.tokenizer.vocab_size} token ids of the "
+                    f"tokenizer that {path} was made with; take the model's own tokenizer"
+                ]
+            )
 
 
 @contextlib.contextmanager
@@ -124,13 +154,16 @@ def _run_rank(config: RunConfig, world: World, stop_after: int | None) -> int:
     try:
         export_world(world)
         layout = layout_of(config, world)
+        if not world.is_local:
+            check_before_launch(config, layout)
         _quiet_known_warnings()
         from megatron_poro.engine.platform import start_platform  # loads torch
 
         platform = start_platform(world.local_rank)
         from megatron_poro.training.loop import train  # loads megatron-core, which must find the platform
 
-        train(config, world, layout, platform, stop_after=stop_after)
+        with lock_run(Path(config.run_directory)) if world.rank == 0 and not world.is_local else contextlib.nullcontext():
+            reached = train(config, world, layout, platform, stop_after=stop_after)
     except USER_ERRORS as error:
         return _end_rank(world, USER_ERROR_CODE, str(error))
     except Exception:
@@ -139,7 +172,7 @@ def _run_rank(config: RunConfig, world: World, stop_after: int | None) -> int:
         import traceback
 
         return _end_rank(world, 1, traceback.format_exc())
-    return 0
+    return 0 if reached else STOPPED_CODE
 
 
 def _quiet_known_warnings() -> None:

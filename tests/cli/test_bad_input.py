@@ -95,19 +95,12 @@ def test_a_corrupt_json_line(tmp_path: Path, inputs: Path) -> None:
     shutil.copytree(inputs / "hf", tmp_path / "hf")
     tokenizer = Path(__file__).parents[1] / "cli" / "tokenizer.json"
     before = {path.name for path in tmp_path.iterdir()}
-    line = refused(
-        "data",
-        "tokenize",
-        tmp_path / "text.jsonl",
-        "--tokenizer",
-        tokenizer,
-        "--output",
-        tmp_path / "out",
-        "--bos=none",
-        "--eod=none",
-    )
-    assert "text.jsonl:2" in line
-    assert {path.name for path in tmp_path.iterdir()} == before
+    words = ("data", "tokenize", tmp_path / "text.jsonl", "--tokenizer", tokenizer, "--output", tmp_path / "out")
+    done = poro(*words, "--bos=none", "--eod=none", code=3)
+    assert "1 of 2 documents rejected, the first at text.jsonl:2: not JSON" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} - before == {"out.rejected.jsonl", "out.unpublished"}
+    assert "1 documents" in poro(*words, "--bos=none", "--eod=none", "--max-rejected=1").stdout
 
 
 def test_a_hugging_face_directory_with_a_missing_shard(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from megatron_poro.errors import ConfigError
 RUN = """
 recipe = "poro2-8b"
 run_directory = "out"
+checkpoint.initial = "start"
 [[data.sources]]
 name = "fi"
 path = "data/fi"
@@ -42,10 +43,19 @@ def test_recipe_shape_and_file_are_merged(run_file: Path) -> None:
 
 
 def test_paths_are_relative_to_the_run_file_and_in_overrides_to_the_working_directory(run_file: Path) -> None:
+    config = load_run(run_file)
+    assert config.checkpoint.initial == str(run_file.parent / "start")
     config = load_run(run_file, ["checkpoint.initial=start"])
     assert config.run_directory == str(run_file.parent / "out")
     assert config.data.sources[0].path == str(run_file.parent / "data" / "fi")
     assert config.checkpoint.initial == str(Path.cwd() / "start")
+
+
+def test_random_weights_are_asked_for_and_never_assumed(run_file: Path, tmp_path: Path) -> None:
+    assert load_run(run_file, ["checkpoint.initial=random"]).checkpoint.initial == "random"
+    without = tmp_path / "without.toml"
+    without.write_text(RUN.replace('checkpoint.initial = "start"', "[checkpoint]"))
+    assert any("checkpoint.initial: missing" in problem for problem in problems_of(without))
 
 
 def test_overrides_win_and_are_typed(run_file: Path) -> None:

@@ -230,3 +230,10 @@ def test_memory_is_bounded_by_a_tensor_not_by_the_model(tmp_path: Path) -> None:
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     # The largest piece (gate and up of a layer) has 1 MB: a few of those and the allocator's slack, against 63 MB.
     assert grown < num_bytes / 4, f"{grown / 1e6:.0f} MB for a model of {num_bytes / 1e6:.0f} MB"
+
+
+def test_what_a_killed_conversion_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / ".out.partial-999999999").mkdir()
+    (tmp_path / f".out.partial-{os.getpid()}x").mkdir()
+    to_megatron(save_llama(tmp_path / "hf"), tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"hf", "out", f".out.partial-{os.getpid()}x"}

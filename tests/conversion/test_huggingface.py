@@ -115,9 +115,17 @@ def test_number_types_that_one_megatron_tensor_cannot_hold_are_refused(tmp_path:
 
 def test_rotary_buffers_and_the_copy_of_a_tied_embedding_are_dropped(tmp_path: Path) -> None:
     tied = replace(LLAMA, tied_embeddings=True)
-    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4), "lm_head.weight": torch.zeros(511, 32)}
-    opened = open_huggingface(save_llama(tmp_path / "hf", tied, tensors=random_tensors(tied) | extra))
+    tensors = random_tensors(tied)
+    copy = tensors["model.embed_tokens.weight"].clone()
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4), "lm_head.weight": copy}
+    opened = open_huggingface(save_llama(tmp_path / "hf", tied, tensors=tensors | extra))
     assert not set(opened.tensors) & set(extra)
+
+
+def test_an_output_layer_that_is_tied_but_differs_is_refused(tmp_path: Path) -> None:
+    tied = replace(LLAMA, tied_embeddings=True)
+    tensors = random_tensors(tied) | {"lm_head.weight": torch.zeros(511, 32)}
+    assert "lm_head.weight differs from model.embed_tokens.weight" in refusal(save_llama(tmp_path / "hf", tied, tensors=tensors))
 
 
 def test_a_missing_shard_is_refused_by_name(tmp_path: Path) -> None:

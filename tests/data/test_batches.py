@@ -20,6 +20,7 @@ from data_indexing.manifest import Counts, Manifest, file_sha256, save_manifest
 from data_indexing.writer import IndexedWriter
 from megatron_poro.config import DataConfig, SourceConfig, StageConfig, ValidationConfig
 from megatron_poro.data import TrainingData
+from megatron_poro.data.batches import _WINDOW_SAMPLES
 from megatron_poro.errors import ConfigError
 
 LENGTH = 8
@@ -101,6 +102,34 @@ def test_a_held_out_pair_is_read_whole_in_its_own_order(data: TrainingData) -> N
         held_out.samples(range(11, 13))
 
 
+def test_nothing_is_held_out_that_the_run_file_does_not_name(folder: Path) -> None:
+    data = TrainingData(describe(folder, validation=(), stages=()))
+    read = data.samples(range(160))[:, :-1]  # finnish has 42 sequences, english 62
+    assert set(read.ravel().tolist()) == {*range(42 * 8), *range(1000, 1000 + 62 * 8)}
+
+
+def test_samples_far_apart_or_across_a_window_are_those_of_the_order(data: TrainingData) -> None:
+    for first in (_WINDOW_SAMPLES - 3, 10**12, 0, 7 * _WINDOW_SAMPLES - 1):
+        where = data.order.locate(first, 6)
+        starts = np.array([0, 1000])[where.sources] + where.sequences * LENGTH
+        assert data.samples(range(first, first + 6))[:, 0].tolist() == starts.tolist()
+    with pytest.raises(ValueError):
+        data.samples(range(-1, 2))
+
+
+def test_rows_have_the_type_of_the_files_and_the_widest_where_they_differ(folder: Path, tmp_path: Path) -> None:
+    with IndexedWriter(tmp_path / "narrow", np.dtype(np.uint16)) as writer:
+        writer.add_document(np.arange(65_000, 65_100))
+    alone = TrainingData(describe_one(tmp_path / "narrow"))
+    assert alone.samples(range(3)).dtype == np.uint16
+    narrow = SourceConfig(name="narrow", path=str(tmp_path / "narrow"), weight=1.0)
+    both = TrainingData(describe(folder, sources=(narrow, *describe(folder).sources), stages=(), validation=()))
+    rows, sources = both.samples(range(50)), both.sources_of(range(50))
+    assert rows.dtype == np.int32
+    assert rows[sources == 0].min() >= 65_000 > rows[sources > 0].max()
+    assert np.array_equal(rows[:, 1:], rows[:, :-1] + 1)
+
+
 def test_sample_numbers_must_be_consecutive(data: TrainingData) -> None:
     with pytest.raises(ValueError):
         data.samples(range(0, 10, 2))
@@ -125,6 +154,18 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -
     assert one.fingerprint() != changed.fingerprint()
 
 
+def test_a_large_file_without_a_manifest_is_known_by_samples_of_its_content(tmp_path: Path) -> None:
+    tokens = np.random.default_rng(0).integers(0, 1000, 3_000_000)  # 12 MB, of which 4 MiB are looked at
+    for name, content in (("one", tokens), ("copy", tokens), ("shuffled", np.roll(tokens, 1)), ("longer", [*tokens, 1])):
+        write_pair(tmp_path / name, np.asarray(content))
+    contents = [
+        TrainingData(describe_one(tmp_path / name)).sources[0].fingerprint for name in ("one", "copy", "shuffled", "longer")
+    ]
+    assert contents[0].startswith("sampled:")
+    assert contents[0] == contents[1]
+    assert len(set(contents)) == 3
+
+
 def write_manifest(prefix: Path, num_tokens: int) -> None:
     counts = Counts(num_documents=7, num_tokens=num_tokens, num_empty_documents=0, num_text_bytes=None)
     manifest = Manifest(
@@ -144,10 +185,19 @@ def test_a_manifest_gives_the_content_and_must_belong_to_the_pair(tmp_path: Path
     config = describe_one(tmp_path / "a")
     write_manifest(tmp_path / "a", 1000)
     content = f"sha256:{file_sha256(tmp_path / 'a.bin')}"
-    assert TrainingData(config).fingerprint()["sources"][0]["content"] == content
+    assert TrainingData(config).fingerprint()["sources"][0]["content"].startswith(content)
     write_manifest(tmp_path / "a", 999)
     with pytest.raises(DataError, match=r"a\.json: counts 999 tokens, the pair holds 1000"):
         TrainingData(config)
+
+
+def test_a_bin_that_was_replaced_beside_its_old_manifest_is_noticed(tmp_path: Path) -> None:
+    write_pair(tmp_path / "a", np.arange(1000))
+    write_manifest(tmp_path / "a", 1000)
+    before = TrainingData(describe_one(tmp_path / "a")).fingerprint()
+    content = (tmp_path / "a.bin").read_bytes()
+    (tmp_path / "a.bin").write_bytes(content[::-1])
+    assert TrainingData(describe_one(tmp_path / "a")).fingerprint() != before
 
 
 def test_a_bin_that_shrinks_while_the_run_reads_it_is_named(tmp_path: Path) -> None:
@@ -165,7 +215,7 @@ def test_a_bin_that_can_no_longer_be_read_is_named(tmp_path: Path, monkeypatch: 
     def stale(*_: object) -> None:
         raise OSError(116, "Stale file handle")
 
-    monkeypatch.setattr(os, "pread", stale)
+    monkeypatch.setattr(os, "preadv", stale)
     with pytest.raises(DataError, match=r"a\.bin: Stale file handle"):
         data.samples(range(1))
 

@@ -84,6 +84,20 @@ def test_a_stage_changes_nothing_before_it_and_continues_every_source(stages: St
 
 @settings(deadline=None)
 @given(stages=stage_lists, num_samples=st.integers(0, 300))
+def test_every_source_stays_within_two_samples_a_mix_of_the_sum_of_its_shares(stages: Stages, num_samples: int) -> None:
+    mixes: list[tuple[int, dict[str, float]]] = [(0, {"finnish": 0.6, "english": 0.3, "code": 0.1}), *stages]
+    mixes = [mix for mix in mixes if mix[0] <= num_samples]
+    ends = [first for first, _ in mixes[1:]] + [num_samples]
+    due = {
+        name: sum((end - first) * mix.get(name, 0) / sum(mix.values()) for (first, mix), end in zip(mixes, ends, strict=True))
+        for name in NAMES
+    }
+    counts = order_of(describe(stages=stages)).counts_at(num_samples)
+    assert all(abs(count - due[name]) < 2 * len(mixes) for name, count in zip(NAMES, counts, strict=True))
+
+
+@settings(deadline=None)
+@given(stages=stage_lists, num_samples=st.integers(0, 300))
 def test_counts_equal_a_count_of_the_samples(stages: Stages, num_samples: int) -> None:
     order = order_of(describe(stages=stages))
     counted = Counter(source for source, _, _ in triples(order, 0, num_samples))

@@ -1,6 +1,7 @@
 """Tokenizers and small inputs that several tests of the package use."""
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,12 @@ from data_indexing.tokenizer import TextTokenizer, load_tokenizer
 from tests.shared_data import shared
 
 WriteLines = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test can see it, and on a busy disk each takes a second."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(scope="session")

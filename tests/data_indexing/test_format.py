@@ -1,7 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from data_indexing.format import DTYPES, Header, dtype_for_vocab, pack_header, unpack_header
+import data_indexing
+from data_indexing.format import DTYPES, Header, dtype_for_vocab, idx_path, pack_header, unpack_header
+from data_indexing.manifest import load_manifest
+from tests.data_indexing.pairs_of_documents import write_texts
 
 
 @pytest.fixture(scope="module")
@@ -26,3 +31,15 @@ def test_a_header_is_34_bytes_and_comes_back(dtype, tmp_path):
     raw = pack_header(header)
     assert len(raw) == 34
     assert unpack_header(raw, tmp_path) == header
+
+
+def test_the_worked_example_of_the_readme_is_true(llama3, tmp_path):
+    write_texts(tmp_path / "fi", ["Kerro minulle Suomen historiasta.", "Tell me about Finland."], llama3)
+    manifest = load_manifest(tmp_path / "fi")
+    assert manifest is not None
+    assert manifest.tokenizer is not None
+    assert idx_path(tmp_path / "fi").stat().st_size == 82
+    readme = (Path(data_indexing.__file__).parent / "README.md").read_text()
+    for digest in (manifest.tokenizer.sha256, manifest.bin_sha256, manifest.idx_sha256):
+        assert f'"{digest[:8]}..."' in readme
+    assert f'"num_tokens": {manifest.counts.num_tokens}, ' in readme

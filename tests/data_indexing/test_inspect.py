@@ -3,17 +3,15 @@ import pytest
 from data_indexing.errors import DataError
 from data_indexing.format import manifest_path
 from data_indexing.inspect import inspect, render
-from data_indexing.tokenize import TokenizeOptions, tokenize_files
 from data_indexing.tokenizer import TextTokenizer
+from tests.data_indexing.pairs_of_documents import write_texts
 
 TEXTS = ["yksi\nkaksi", "kolme </s> neljä", " viisi "]
 
 
 @pytest.fixture
-def prefix(byte_tokenizer, write_lines, tmp_path):
-    path = write_lines([{"text": text} for text in TEXTS])
-    tokenize_files([path], tmp_path / "p", tokenizer=byte_tokenizer, options=TokenizeOptions(workers=1))
-    return tmp_path / "p"
+def prefix(byte_tokenizer, tmp_path):
+    return write_texts(tmp_path / "p", TEXTS, byte_tokenizer)
 
 
 def test_documents_are_the_text_they_were_made_from(prefix, byte_tokenizer):

@@ -1,19 +1,25 @@
 import dataclasses
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_indexing import merge as merge_module
 from data_indexing.errors import DataError
 from data_indexing.format import bin_path, idx_path, manifest_path
 from data_indexing.manifest import load_manifest, save_manifest
-from data_indexing.merge import merge
+from data_indexing.merge import find_pairs, merge
+from data_indexing.pairs import open_pairs
 from data_indexing.reader import IndexedReader
-from data_indexing.tokenize import TokenizeOptions, tokenize_files
+from data_indexing.verify import verify
 from data_indexing.writer import IndexedWriter
+from tests.data_indexing.pairs_of_documents import documents, merge_by_megatron, read_pair, write_pair, write_texts
+from tests.shared_data import shared
 
 
 @pytest.fixture
@@ -29,59 +35,29 @@ def plain(tmp_path):
 
 
 @pytest.fixture
-def parts(byte_tokenizer, write_lines, tmp_path):
+def parts(byte_tokenizer, tmp_path):
     """Two tokenized pairs with manifests, of 30 and 20 documents."""
-    prefixes = [tmp_path / "fi", tmp_path / "en"]
-    for prefix, count in zip(prefixes, (30, 20), strict=True):
-        lines = [{"text": f"{prefix.name} {number}"} for number in range(count)]
-        path = write_lines([*lines, {"text": ""}], f"{prefix.name}.jsonl")
-        tokenize_files([path], prefix, tokenizer=byte_tokenizer, options=TokenizeOptions(workers=1))
-    return prefixes
+    sizes = {"fi": 30, "en": 20}
+    return [write_texts(tmp_path / name, [f"{name} {n}" for n in range(size)], byte_tokenizer) for name, size in sizes.items()]
 
 
 def manifest_of(prefix: Path) -> Any:
     return load_manifest(prefix)
 
 
-def documents(prefix):
+def documents_of(prefix):
     with IndexedReader(prefix) as reader:
         return [tuple(reader.document(index).tolist()) for index in range(reader.num_documents)]
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 4, 1_000])
-def test_a_merge_in_order_is_byte_for_byte_megatrons(plain, tmp_path, batch_tokens, monkeypatch):
-    megatron = pytest.importorskip("megatron.core.datasets.indexed_dataset")
-    builder = megatron.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.int32)
-    for prefix in plain:
-        builder.add_index(str(prefix))
-    builder.finalize(str(tmp_path / "theirs.idx"))
-    monkeypatch.setattr(merge_module, "_BATCH_TOKENS", batch_tokens)
+@pytest.mark.parametrize("piece_bytes", [1, 5, 1_000])
+def test_a_merge_in_order_is_byte_for_byte_megatrons(plain, tmp_path, piece_bytes, monkeypatch):
+    merge_by_megatron(plain, tmp_path / "theirs")
+    monkeypatch.setattr(merge_module, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(merge_module, "BATCH_SEQUENCES", piece_bytes)
     merge(plain, tmp_path / "ours")
     for path in (bin_path, idx_path):
         assert path(tmp_path / "ours").read_bytes() == path(tmp_path / "theirs").read_bytes()
-
-
-def test_a_shuffle_keeps_every_document_and_its_sequences(plain, tmp_path):
-    merge(plain, tmp_path / "m", shuffle_seed=3)
-    merge(plain, tmp_path / "ordered")
-    assert sorted(documents(tmp_path / "m")) == sorted(documents(tmp_path / "ordered"))
-    with IndexedReader(tmp_path / "m") as reader:
-        assert sorted(reader.sequence_lengths) == [0, 1, 2, 3, 4, 4, 5]
-
-
-def test_a_shuffle_is_decided_by_its_seed_alone(parts, tmp_path, monkeypatch):
-    merge(parts, tmp_path / "a", shuffle_seed=1)
-    monkeypatch.setattr(merge_module, "_SHUFFLE_BATCH_DOCUMENTS", 7)
-    merge(parts, tmp_path / "b", shuffle_seed=1)
-    merge(parts, tmp_path / "c", shuffle_seed=2)
-    assert bin_path(tmp_path / "a").read_bytes() == bin_path(tmp_path / "b").read_bytes()
-    assert documents(tmp_path / "a") != documents(tmp_path / "c")
-    assert documents(tmp_path / "a") != documents(parts[0]) + documents(parts[1])
-
-
-def test_the_order_of_a_seed_never_changes():
-    # Written down once: the raw stream of PCG64 is fixed by numpy's compatibility policy.
-    assert merge_module._random_order(12, 1234).tolist() == [5, 6, 3, 9, 7, 4, 1, 10, 11, 2, 8, 0]
 
 
 def test_the_manifest_lists_the_parts_and_adds_them_up(parts, tmp_path):
@@ -99,6 +75,15 @@ def test_the_manifest_lists_the_parts_and_adds_them_up(parts, tmp_path):
     assert [file.name for file in manifest.inputs] == ["fi.jsonl", "en.jsonl"]
 
 
+@pytest.mark.parametrize(("rejected", "total"), [((3, 4), 7), ((3, None), None)])
+def test_rejected_documents_are_added_up_where_all_parts_know_them(parts, tmp_path, rejected, total):
+    for prefix, count in zip(parts, rejected, strict=True):
+        manifest = manifest_of(prefix)
+        counts = dataclasses.replace(manifest.counts, num_rejected_documents=count)
+        save_manifest(prefix, dataclasses.replace(manifest, counts=counts))
+    assert merge(parts, tmp_path / "m").num_rejected_documents == total
+
+
 def test_what_a_part_without_manifest_leaves_open_stays_open(parts, tmp_path):
     manifest_path(parts[1]).unlink()
     merge(parts, tmp_path / "m")
@@ -111,7 +96,7 @@ def test_what_a_part_without_manifest_leaves_open_stays_open(parts, tmp_path):
     ("changes", "message"),
     [
         ({"tokenizer": {"sha256": "0" * 64}}, r"en: tokenizer is bytes 0000000000000000, that of .*fi is bytes"),
-        ({"policy": {"bos": "none"}}, r"en: policy is bos none, eod document, that of .*fi is bos document"),
+        ({"policy": {"bos": "none"}}, r"en: policy is bos none \(256\), eod document \(257\), that of .*fi is bos doc"),
         ({"counts": {"num_tokens": 1}}, r"en\.json: says 20 documents and 1 tokens, the pair holds 20 and"),
     ],
 )
@@ -143,4 +128,88 @@ def test_an_existing_output_is_refused(plain, tmp_path):
     with pytest.raises(DataError, match="exists"):
         merge(plain, tmp_path / "m")
     merge(plain[:1], tmp_path / "m", overwrite=True)
-    assert len(documents(tmp_path / "m")) == 2
+    assert len(documents_of(tmp_path / "m")) == 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(shards=st.lists(documents, min_size=1, max_size=5))
+def test_merging_any_pairs_is_megatrons_merge_and_loses_nothing(tmp_path_factory, shards):
+    folder = tmp_path_factory.mktemp("merge")
+    prefixes = [write_pair(folder / str(number), docs) for number, docs in enumerate(shards)]
+    merge(prefixes, folder / "m")
+    assert read_pair(folder / "m") == [doc for docs in shards for doc in docs]
+    assert verify(folder / "m").faults == ()
+    merge_by_megatron(prefixes, folder / "theirs")
+    for path in (bin_path, idx_path):
+        assert path(folder / "m").read_bytes() == path(folder / "theirs").read_bytes()
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_the_hashes_of_the_manifest_are_those_of_the_files_on_disk(tmp_path, seed, monkeypatch):
+    rng = np.random.default_rng(0)
+    prefixes = [tmp_path / f"{number}" for number in range(40)]
+    for prefix in prefixes:
+        with IndexedWriter(prefix, np.int32) as writer:
+            for size in rng.integers(0, 100_000, rng.integers(0, 4)):
+                writer.add_document(rng.integers(0, 1 << 20, size, np.int32))
+    monkeypatch.setattr(merge_module, "_PIECE_BYTES", 70_000)
+    merge(prefixes, tmp_path / "m", shuffle_seed=seed, shuffle_memory_bytes=1_000_000)
+    assert verify(tmp_path / "m").faults == ()
+    if seed is None:
+        assert bin_path(tmp_path / "m").read_bytes() == b"".join(bin_path(prefix).read_bytes() for prefix in prefixes)
+
+
+def test_one_tokenizer_under_two_names_is_one_tokenizer(parts, tmp_path):
+    manifest = manifest_of(parts[1])
+    renamed = dataclasses.replace(manifest.tokenizer, name="elsewhere")
+    save_manifest(parts[1], dataclasses.replace(manifest, tokenizer=renamed))
+    merge(parts, tmp_path / "m")
+    assert manifest_of(tmp_path / "m").tokenizer.name == "bytes"
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_damaged_pair_is_refused_by_name_and_nothing_is_left(plain, tmp_path, seed):
+    raw = bytearray(idx_path(plain[1]).read_bytes())
+    raw[34] ^= 1
+    idx_path(plain[1]).write_bytes(raw)
+    with pytest.raises(DataError, match=r"b\.idx: sequence 1 begins at byte 0 with 5 tokens, expected byte 4"):
+        merge(plain, tmp_path / "out" / "m", shuffle_seed=seed)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_bin_that_shrinks_under_the_merge_is_named(plain, tmp_path, monkeypatch):
+    def shrink_afterwards(*arguments):
+        pairs = open_pairs(*arguments)
+        monkeypatch.setattr(merge_module, "_append_index", lambda *_: None)
+        os.truncate(bin_path(plain[1]), 4)
+        return pairs
+
+    monkeypatch.setattr(merge_module, "open_pairs", shrink_afterwards)
+    with pytest.raises(DataError, match=r"b\.bin: read 4 bytes, expected 20; the file changed"):
+        merge(plain, tmp_path / "out" / "m")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_no_pairs_are_an_error(tmp_path):
+    with pytest.raises(DataError, match="no pairs to merge"):
+        merge([], tmp_path / "m")
+
+
+def test_the_foreign_pair_is_shuffled_with_every_document_kept(tmp_path):
+    foreign = shared("megatron_foreign") / "meg-gpt2-openwebtext_text_document"
+    merge([foreign], tmp_path / "m", shuffle_seed=1, shuffle_memory_bytes=1_000_000)
+    assert sorted(documents_of(tmp_path / "m")) == sorted(documents_of(foreign))
+    assert manifest_of(tmp_path / "m").tokenizer is None
+
+
+def test_pairs_are_found_in_a_folder_by_name(plain, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    assert find_pairs(tmp_path) == plain
+    bin_path(plain[1]).unlink()
+    with pytest.raises(DataError, match=r"b\.bin: missing, its other half is there"):
+        find_pairs(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds no \.bin/\.idx pairs"):
+        find_pairs(tmp_path / "empty")
+    with pytest.raises(DataError, match="No such file"):
+        find_pairs(tmp_path / "none")

@@ -144,6 +144,14 @@ def test_a_bin_that_shrinks_while_it_is_open_is_an_error(prefix):
             reader.read(0, 13)
 
 
+def test_what_is_too_long_for_one_system_call_is_read_in_several(prefix, monkeypatch):
+    pread, preadv = os.pread, os.preadv
+    monkeypatch.setattr(os, "pread", lambda file, size, offset: pread(file, min(size, 8), offset))
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, offset: preadv(file, [buffers[0][:8]], offset))
+    with IndexedReader(prefix) as reader:
+        assert reader.read(1, 11).tolist() == list(range(1, 12))
+
+
 def test_sequence_modes_are_refused(prefix):
     with idx_path(prefix).open("ab") as stream:
         stream.write(bytes(5))

@@ -1,12 +1,13 @@
+import base64
 import json
 import pickle
 import shutil
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from data_indexing.errors import DataError
-from data_indexing.llama3 import special_tokens
+from data_indexing.llama3 import SPLIT_PATTERN, special_tokens
 from data_indexing.tokenizer import TextTokenizer, load_tokenizer
 from tests.shared_data import shared
 
@@ -67,7 +68,7 @@ def test_transformers_loads_what_is_saved_with_bos_and_chat_template(llama3, tmp
 
 
 def test_settings_of_a_definition_do_not_cut_or_pad_documents(byte_tokenizer):
-    inner = Tokenizer.from_str(json.loads(byte_tokenizer.to_json())["definition"])
+    inner = Tokenizer.from_str(byte_tokenizer.definition)
     inner.enable_truncation(2)
     inner.enable_padding(length=50)
     tokenizer = TextTokenizer(inner.to_str(), name="cut", config={})
@@ -76,7 +77,7 @@ def test_settings_of_a_definition_do_not_cut_or_pad_documents(byte_tokenizer):
 
 
 def test_the_hash_depends_on_what_makes_ids_and_on_nothing_else(byte_tokenizer):
-    definition = json.loads(json.loads(byte_tokenizer.to_json())["definition"])
+    definition = json.loads(byte_tokenizer.definition)
     renamed = TextTokenizer(json.dumps(definition, indent=1), name="other", config={})
     assert renamed.sha256 == byte_tokenizer.sha256
     definition["model"]["ignore_merges"] = True
@@ -115,3 +116,41 @@ def test_a_damaged_config_is_named_with_its_line(byte_tokenizer, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{\n"bos_token": ')
     with pytest.raises(DataError, match=r"tokenizer_config\.json:2: "):
         load_tokenizer(tmp_path)
+
+
+def test_the_conversion_of_tokenizer_model_is_that_of_transformers(llama3):
+    transformers = pytest.importorskip("transformers.convert_slow_tokenizer")
+    path = shared("tokenizers/llama3/tokenizer.model")
+    converter = transformers.TikTokenConverter(vocab_file=str(path), pattern=SPLIT_PATTERN)
+    # Its own way to read the file would need the tiktoken package.
+    lines = (line.split() for line in path.read_bytes().splitlines())
+    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    converter.load_tiktoken_bpe = lambda _: ranks
+    theirs = converter.converted()
+    theirs.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special_tokens()])
+    found, expected = json.loads(llama3.definition), json.loads(theirs.to_str())
+    assert {**found, "post_processor": None} == {**expected, "post_processor": None}
+    assert llama3.facts.adds_bos
+
+
+def test_what_takes_long_is_cached_and_a_damaged_cache_is_made_anew(llama3, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = load_tokenizer(shared("tokenizers/llama3"))
+    kept = {path: path.read_bytes() for path in (tmp_path / "megatron_poro").iterdir()}
+    assert len(kept) == 2
+    with monkeypatch.context() as patched:
+        patched.setattr("data_indexing.llama3.convert_tokenizer_model", None)
+        patched.setattr("data_indexing.tokenizer.Tokenizer", None)
+        again = load_tokenizer(shared("tokenizers/llama3"))
+    assert (again.definition, again.facts) == (first.definition, first.facts) == (llama3.definition, llama3.facts)
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:-1])
+    assert load_tokenizer(shared("tokenizers/llama3")).facts == first.facts
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_without_a_place_for_a_cache_all_works_as_well(byte_tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    byte_tokenizer.save_hf(tmp_path / "tokenizer")
+    assert load_tokenizer(tmp_path / "tokenizer").facts == byte_tokenizer.facts

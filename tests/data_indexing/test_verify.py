@@ -4,19 +4,17 @@ import numpy as np
 import pytest
 
 from data_indexing.format import HEADER_BYTES, bin_path, idx_path, manifest_path
-from data_indexing.tokenize import TokenizeOptions, tokenize_files
 from data_indexing.tokenizer import TextTokenizer
 from data_indexing.verify import verify
 from data_indexing.writer import IndexedWriter
+from tests.data_indexing.pairs_of_documents import write_pair, write_texts
 from tests.shared_data import shared
 
 
 @pytest.fixture
-def prefix(byte_tokenizer, write_lines, tmp_path):
+def prefix(byte_tokenizer, tmp_path):
     """Three documents of three, four and five tokens (uint16), with a manifest."""
-    path = write_lines([{"text": "x" * size} for size in (1, 2, 3)])
-    tokenize_files([path], tmp_path / "p", tokenizer=byte_tokenizer, options=TokenizeOptions(workers=1))
-    return tmp_path / "p"
+    return write_texts(tmp_path / "p", ["x", "xx", "xxx"], byte_tokenizer)
 
 
 def patch(path, offset, raw):
@@ -84,6 +82,15 @@ def test_an_empty_document_has_no_end_token(tmp_path, byte_tokenizer):
     with IndexedWriter(tmp_path / "p", np.uint16) as writer:
         writer.add_documents([5, 257], [2, 0][:2])
     assert details(verify(tmp_path / "p", tokenizer=byte_tokenizer))["eod"].endswith("the first is document 1")
+
+
+def test_a_pair_of_empty_documents_and_one_of_none_can_be_verified(tmp_path):
+    assert verify(write_pair(tmp_path / "empty", [[[]], []])).faults == ()
+    assert verify(write_pair(tmp_path / "none", [])).faults == ()
+
+
+def test_numbers_with_a_point_are_no_ids(tmp_path):
+    assert outcomes(verify(write_pair(tmp_path / "p", [[[1]]], np.float32)))["ids"] == "fault"
 
 
 def test_a_negative_id_is_strange_in_any_vocabulary(tmp_path):

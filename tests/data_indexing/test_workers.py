@@ -1,13 +1,14 @@
-import multiprocessing
 import os
 import signal
 import threading
 import time
+from itertools import pairwise
 
+import psutil
 import pytest
 
 from data_indexing.errors import DataError
-from data_indexing.workers import available_cores, map_in_order
+from data_indexing.workers import LARGE_ITEM_BYTES, Team, available_cores
 
 
 def double(number):
@@ -16,13 +17,6 @@ def double(number):
 
 def large(_):
     return bytes(1 << 20)
-
-
-def kill_a_child(delay):
-    while not (children := multiprocessing.active_children()):
-        time.sleep(0.001)
-    time.sleep(delay)
-    children[0].kill()
 
 
 def die_at_three(number):
@@ -35,31 +29,90 @@ def fail_at_three(number):
     return 1 // (number - 3)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+def refuse(number):
+    raise DataError(f"{number} is not wanted")
+
+
+class Prepared:
+    """Says which process prepared it and which runs it."""
+
+    parent = 0
+
+    def prepare(self):
+        self.parent = os.getpid()
+
+    def __call__(self, item):
+        return self.parent, os.getpid()
+
+
+class NotPrepared:
+    def prepare(self):
+        raise DataError("no such thing")
+
+    def __call__(self, item):
+        return item
+
+
+class SlowWithSpans:
+    """When it began and when it was done."""
+
+    def __call__(self, item):
+        start = time.monotonic()
+        time.sleep(0.02)
+        return item, start, time.monotonic()
+
+
+def results(function, items, workers=2, **more):
+    with Team(function, workers) as team:
+        yield from team.map_in_order(items, **more)
+
+
+def descendants():
+    return [process for process in psutil.Process().children(recursive=True) if process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
 def test_results_come_in_the_order_of_the_items(workers):
-    assert list(map_in_order(double, range(20), workers=workers)) == list(range(0, 40, 2))
+    assert list(results(double, range(20), workers)) == list(range(0, 40, 2))
+    assert descendants() == []
 
 
 def test_a_killed_worker_is_an_error_and_never_a_wait():
     with pytest.raises(DataError, match=r"a worker process died.*fewer --workers"):
-        list(map_in_order(die_at_three, range(20), workers=2))
+        list(results(die_at_three, range(20)))
 
 
-@pytest.mark.parametrize("delay", [0, 0.05, 0.1, 0.2, 0.3])
-def test_a_worker_may_be_killed_at_any_moment(delay):
+@pytest.mark.parametrize("delay", [0, 0.05, 0.2, 0.4])
+def test_any_process_of_a_team_may_be_killed_at_any_moment(delay):
+    def kill_one():
+        while not (found := descendants()):
+            time.sleep(0.001)
+        time.sleep(delay)
+        descendants()[-1].kill() if delay else found[0].kill()
+
+    killer = threading.Thread(target=kill_one)
     with pytest.raises(DataError, match="died"):
-        results = map_in_order(large, iter(int, 1), workers=2)
-        killer = threading.Thread(target=kill_a_child, args=(delay,))
+        found = results(large, iter(int, 1))
         killer.start()
-        for _ in results:
+        for _ in found:
             pass
     killer.join()
-    assert multiprocessing.active_children() == []
+    assert descendants() == []
 
 
-def test_a_bug_in_a_worker_is_shown_as_it_happened():
+def test_a_bug_in_a_worker_is_shown_as_it_happened_and_a_mistake_of_the_user_as_it_is():
     with pytest.raises(RuntimeError, match=r"(?s)in fail_at_three.*ZeroDivisionError"):
-        list(map_in_order(fail_at_three, range(20), workers=2))
+        list(results(fail_at_three, range(20)))
+    with pytest.raises(DataError, match=r"^7 is not wanted$"):
+        list(results(refuse, [7]))
+
+
+def test_a_function_is_prepared_once_before_the_workers_part():
+    found = list(results(Prepared(), range(8)))
+    assert len({parent for parent, _ in found}) == 1
+    assert len({own for _, own in found}) == 2
+    with pytest.raises(DataError, match="no such thing"):
+        list(results(NotPrepared(), [1]))
 
 
 def test_items_are_read_at_most_two_a_worker_ahead():
@@ -70,10 +123,15 @@ def test_items_are_read_at_most_two_a_worker_ahead():
             taken.append(number)
             yield number
 
-    results = map_in_order(double, items(), workers=2)
-    next(results)
-    results.close()
-    assert len(taken) <= 2 * 2
+    with Team(double, 2) as team:
+        next(team.map_in_order(items()))
+    assert len(taken) <= 2 * 2 + 1
+
+
+def test_large_items_are_under_way_one_at_a_time():
+    found = list(results(SlowWithSpans(), range(10), num_bytes=lambda item: LARGE_ITEM_BYTES + 1 if item % 2 else 0))
+    spans = sorted((start, end) for item, start, end in found if item % 2)
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
 
 
 def test_there_is_at_least_one_core():

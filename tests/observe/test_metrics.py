@@ -78,11 +78,33 @@ sinks.close()
         environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
         subprocess.run([sys.executable, "-c", program, str(tmp_path), number], env=environment, check=True)
     runs = sorted((tmp_path / "wandb").glob("offline-run-*"))
-    ids = {run.name.rpartition("-")[2] for run in runs}
+    run_id = (tmp_path / "wandb_id").read_text()
     assert len(runs) == 2
-    assert ids == {(tmp_path / "wandb_id").read_text()}
+    assert all(f"-{run_id}" in run.name for run in runs)
     assert all(list(run.glob("*.wandb")) for run in runs)
     assert len(json.dumps(read_metrics(tmp_path / "metrics.jsonl"))) > 0
+
+
+def test_wandb_without_a_key_goes_on_offline(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from megatron_poro.config import ObserveConfig
+from megatron_poro.observe import open_sinks
+open_sinks(ObserveConfig(wandb_project="poro"), Path(sys.argv[1]), {}).close()
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    environment |= {"HOME": str(tmp_path), "WANDB_MODE": "online", "WANDB_SILENT": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=True,
+    )
+    assert "warning: wandb goes on offline" in done.stderr
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
 
 
 def test_wandb_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,13 @@
 """What a resume may change and what it refuses."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_indexing.writer import IndexedWriter
 from tests.runs import RUN, ledger_of, losses_of, poro, write_run
 
 
@@ -66,23 +66,24 @@ def test_a_value_that_is_allowed_to_change_may_change(stopped: Path, inputs: Pat
     assert len(losses_of(tmp_path / "run")) == 6
 
 
-def test_replaced_data_is_refused(stopped: Path, inputs: Path, tmp_path: Path) -> None:
+def test_data_in_which_one_token_was_replaced_is_refused(stopped: Path, inputs: Path, tmp_path: Path) -> None:
     _copy(stopped / "run", tmp_path / "run")
-    with IndexedWriter(tmp_path / "fi", "uint16") as writer:
-        for _ in range(200):
-            writer.add_document([7] * 200)
+    _copy(inputs / "fi.idx", tmp_path / "fi.idx")
+    tokens = bytearray((inputs / "fi.bin").read_bytes())
+    tokens[1000] ^= 1
+    (tmp_path / "fi.bin").write_bytes(tokens)
     path = file_for(tmp_path, inputs)
     path.write_text(path.read_text().replace(str(inputs / "fi"), str(tmp_path / "fi")))
-    assert "data.sources[0].content" in poro("train", path, code=2).stderr
+    assert "data.sources[0].content was sampled:" in poro("train", path, code=2).stderr
 
 
 def test_a_finished_run_is_left_as_it_is(stopped: Path, inputs: Path, tmp_path: Path) -> None:
     _copy(stopped / "run", tmp_path / "run")
     path = file_for(tmp_path, inputs)
     poro("train", path)
-    before = losses_of(tmp_path / "run")
-    assert "step 12 of 12" in poro("train", path).stdout
-    assert losses_of(tmp_path / "run") == before
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert "is done: 12 steps" in poro("train", path).stdout
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
 def damage_state(checkpoint: Path) -> None:
@@ -93,7 +94,30 @@ def damage_metadata(checkpoint: Path) -> None:
     (checkpoint / ".metadata").write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
 
 
-@pytest.mark.parametrize("damage", [damage_state, damage_metadata])
+def flip_a_byte_of_the_tensors(checkpoint: Path) -> None:
+    path = max(checkpoint.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def remove_common(checkpoint: Path) -> None:
+    (checkpoint / "common.pt").unlink()
+
+
+def truncate_tensors(checkpoint: Path) -> None:
+    path = next(checkpoint.glob("*.distcp"))
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def remove_model(checkpoint: Path) -> None:
+    (checkpoint / "model.json").unlink()
+
+
+DAMAGES = [damage_state, damage_metadata, flip_a_byte_of_the_tensors, remove_common, truncate_tensors, remove_model]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_named(stopped: Path, inputs: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     _copy(stopped / "run", tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "step_00000004"
@@ -101,6 +125,31 @@ def test_a_damaged_checkpoint_is_named(stopped: Path, inputs: Path, tmp_path: Pa
     error = poro("train", file_for(tmp_path, inputs), code=2).stderr
     assert str(checkpoint) in error
     assert "Traceback" not in error
+
+
+def test_a_folder_that_is_no_checkpoint_neither_counts_nor_blocks(stopped: Path, inputs: Path, tmp_path: Path) -> None:
+    _copy(stopped / "run", tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    _copy(checkpoints / "step_00000004", checkpoints / "step_backup")
+    (checkpoints / "step_00000008").mkdir()
+    assert "step 4 of 12" in poro("train", file_for(tmp_path, inputs)).stdout
+    assert len(losses_of(tmp_path / "run")) == 12
+    assert len(list(checkpoints.glob("damaged-step_00000008-*"))) == 1
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(inputs: Path, tmp_path: Path) -> None:
+    error = poro("train", file_for(tmp_path, inputs), "optimizer.learning_rate=1e15", code=2).stderr
+    assert "nothing of it was saved" in error
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_provenance_outlives_the_initial_checkpoint(stopped: Path, inputs: Path, tmp_path: Path) -> None:
+    _copy(stopped / "run", tmp_path / "run")
+    poro("train", file_for(tmp_path, inputs), "checkpoint.initial=/moved/away")
+    models = [json.loads(path.read_text()) for path in sorted((tmp_path / "run" / "checkpoints").glob("step_*/model.json"))]
+    assert len(models) == 3
+    assert all(model["source"] == models[0]["source"] for model in models)
+    assert "weights_sha256" in models[0]["source"]
 
 
 def test_every_checkpoint_carries_config_ledger_and_versions(stopped: Path) -> None:
@@ -113,6 +162,4 @@ def test_every_checkpoint_carries_config_ledger_and_versions(stopped: Path) -> N
 
 
 def _copy(source: Path, target: Path) -> None:
-    import shutil
-
-    shutil.copytree(source, target)
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, target)

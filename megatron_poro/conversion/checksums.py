@@ -1,0 +1,53 @@
+"""`files.json` beside a checkpoint's files: size and SHA-256 of each, so that one that changed is named before it is used.
+
+torch opens a damaged tensor file without a word: the zip's own checksums are not looked at.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_poro.conversion.files import read_json, write_json
+from megatron_poro.errors import ConversionError
+
+CHECKSUMS = "files.json"
+FORMAT = 1
+
+
+def hash_files(directory: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of the named files."""
+    return {name: {"bytes": (directory / name).stat().st_size, "sha256": _sha256(directory / name)} for name in sorted(names)}
+
+
+def write_checksums(directory: Path, hashes: Mapping[str, Any]) -> None:
+    """Write `files.json`."""
+    write_json(directory / CHECKSUMS, {"format": FORMAT, "files": dict(hashes)})
+
+
+def read_checksums(directory: Path) -> dict[str, Any]:
+    """What `files.json` lists; empty where there is none, as in checkpoints from elsewhere."""
+    if not (directory / CHECKSUMS).exists():
+        return {}
+    listed = read_json(directory / CHECKSUMS).get("files")
+    if not isinstance(listed, dict) or not all(
+        isinstance(entry, dict) and Path(name).name == name for name, entry in listed.items()
+    ):
+        raise ConversionError(f"{directory / CHECKSUMS} is damaged; copy it again")
+    return listed
+
+
+def check_files(directory: Path, names: Iterable[str] | None = None) -> None:
+    """Read the named files (None: all listed ones) and compare. Raises ConversionError naming the first that is not as it was."""
+    listed = read_checksums(directory)
+    for name in sorted(listed) if names is None else names:
+        path, expected = directory / name, listed[name]
+        if not path.is_file():
+            raise ConversionError(f"{path} is missing, though {CHECKSUMS} lists it; move the folder away or copy it again")
+        if path.stat().st_size != expected.get("bytes") or _sha256(path) != expected.get("sha256"):
+            raise ConversionError(f"{path} is damaged: it is not what {CHECKSUMS} says; move the folder away or copy it again")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

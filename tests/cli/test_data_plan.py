@@ -1,0 +1,68 @@
+"""`poro data blend` and `poro data ledger` answer for a run file at any point, as a table and as JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_poro.cli.main import main
+from tests.runs import write_run, write_tokens
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 steps of 8 samples of 64 tokens, 30 % fi and 70 % en."""
+    folder = tmp_path_factory.mktemp("run")
+    write_tokens(folder)
+    return write_run(folder / "run.toml")
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: str | Path) -> Any:
+    assert main(["data", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("words", "samples"),
+    [
+        ([], 96),
+        (["--samples", "1_000"], 1000),
+        (["--samples", "0"], 0),
+        (["--tokens", "6463"], 100),
+        (["--step", "5"], 40),
+        (["training.steps=10"], 80),
+    ],
+)
+def test_the_ledger_stands_at_the_point_asked_for(
+    run_file: Path, capsys: pytest.CaptureFixture[str], words: list[str], samples: int
+) -> None:
+    ledger = answer(capsys, "ledger", run_file, *words)
+    assert ledger["samples"] == samples == sum(source["samples"] for source in ledger["sources"])
+    assert ledger["tokens"] == 64 * samples
+    assert abs(ledger["sources"][0]["samples"] - 0.3 * samples) <= 0.5
+
+
+def test_the_ledger_counts_documents_when_asked(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touched = [source["documents"] for source in answer(capsys, "ledger", run_file, "--documents")["sources"]]
+    assert all(0 < count <= 200 for count in touched)
+    assert touched[0] < touched[1]
+    assert main(["data", "ledger", str(run_file), "--documents"]) == 0
+    assert f"{sum(touched)}" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_blend_is_that_of_the_whole_run(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blend = answer(capsys, "blend", run_file, "training.steps=800")
+    assert blend["tokens"] == 800 * 8 * 64
+    assert [source["name"] for source in blend["sources"]] == ["fi", "en"]
+    assert len(blend["warnings"]) == 1
+    assert len(blend["notes"]) == 1
+    assert main(["data", "blend", str(run_file)]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("source")
+
+
+@pytest.mark.parametrize("words", [["--samples", "-1"], ["--step", "x"], ["--samples", "1", "--step", "1"]])
+def test_a_point_that_cannot_be_is_refused(run_file: Path, words: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", "ledger", str(run_file), *words])
+    assert stopped.value.code == 2
