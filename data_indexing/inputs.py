@@ -51,10 +51,10 @@ class Segment:
 def find_inputs(names: Sequence[str | Path]) -> list[InputPath]:
     """Files of all names in the order given, those of a folder or glob by name; every one must be readable and new."""
     found = [item for name in names for item in _find(str(name))]
-    times = Counter(item.path.absolute() for item in found)
+    times = Counter(item.path.resolve() for item in found)
     for item in found:
-        if times[item.path.absolute()] > 1:
-            raise DataError(f"{item.path}: given {times[item.path.absolute()]} times; give each input once")
+        if times[item.path.resolve()] > 1:
+            raise DataError(f"{item.path}: given {times[item.path.resolve()]} times; give each input once")
     return found
 
 

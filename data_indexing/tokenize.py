@@ -18,7 +18,7 @@ from data_indexing import llama3
 from data_indexing.encode import ChunkEncoder
 from data_indexing.encoders import EncoderFaultError, EncoderName, encoder_version
 from data_indexing.errors import DataError
-from data_indexing.format import Prefix, dtype_for_vocab
+from data_indexing.format import Prefix, bin_path, dtype_for_vocab, idx_path, manifest_path
 from data_indexing.inputs import InputPath, Segment, Shard, find_inputs, plan_segments
 from data_indexing.manifest import Counts, Manifest, Placement, Policy, Tokenization, TokenizerRecord
 from data_indexing.pipeline import add_documents
@@ -75,6 +75,7 @@ def tokenize_files(
     """
     check_max_rejected(options.max_rejected)
     job = _Job(find_inputs(inputs), Path(output_prefix), tokenizer, options, _policy(tokenizer, options), log)
+    _check_inputs_are_no_outputs(job)
     encoder = _first_encoder(job)
     _, publishing = journal_of(output_prefix)
     if not publishing:
@@ -84,6 +85,14 @@ def tokenize_files(
     except EncoderFaultError as fault:
         print(f"{output_prefix}: gigatoken is not used: {fault}; everything is encoded by tokenizers", file=sys.stderr)
     return _run(job, "tokenizers")
+
+
+def _check_inputs_are_no_outputs(job: "_Job") -> None:
+    """DataError when publishing would replace an input, as `tokenize in.json --output in` would."""
+    outputs = {file(job.prefix).resolve() for file in (bin_path, idx_path, manifest_path)}
+    for item in job.inputs:
+        if item.path.resolve() in outputs:
+            raise DataError(f"{item.path}: both input and output; give another --output")
 
 
 def check_preset(name: str, tokenizer: TextTokenizer, bos: Placement | None, eod: Placement | None) -> None:

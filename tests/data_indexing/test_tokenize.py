@@ -301,3 +301,11 @@ def test_the_preset_wants_llama_3s_base_tokenizer(llama3, byte_tokenizer):
         check_preset("poro2", byte_tokenizer, None, None)
     with pytest.raises(DataError, match="leave out --bos none"):
         check_preset("poro2", llama3, "none", None)
+
+
+def test_an_input_that_is_also_the_output_is_refused(byte_tokenizer, tmp_path):
+    text = tmp_path / "in.json"
+    text.write_text('{"text": "hei"}\n')
+    with pytest.raises(DataError, match="both input and output"):
+        tokenize_files([text], tmp_path / "in", tokenizer=byte_tokenizer, options=TokenizeOptions(overwrite=True))
+    assert text.read_text() == '{"text": "hei"}\n'
