@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 
+from data_indexing.errors import DataError
 from data_indexing.inputs import Segment
 from data_indexing.manifest import InputFile, file_sha256
 from data_indexing.text_streams import DamagedError, HashedStream, Stream, decompress, exhaust, find_line_start, read_lines, skip
@@ -66,7 +67,10 @@ def read_chunk(chunk: Chunk) -> bytes:
         return chunk.data
     with chunk.path.open("rb") as stream:
         stream.seek(chunk.offset)
-        return stream.read(chunk.num_bytes)
+        data = stream.read(chunk.num_bytes)
+    if len(data) != chunk.num_bytes:
+        raise DataError(f"{chunk.path}: {len(data)} bytes at {chunk.offset}, expected {chunk.num_bytes}; the file changed")
+    return data
 
 
 def too_large(limit: int) -> str:

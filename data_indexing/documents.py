@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from data_indexing.chunks import Chunk, read_chunk, too_large
+from data_indexing.encoders import Text
+from data_indexing.large_lines import LARGE_LINE_BYTES, is_utf8, read_large_text
 
 _NAMED_KEYS = 8
 
@@ -29,7 +31,7 @@ class Reject(NamedTuple):
 class Documents:
     """What a chunk holds; `num_read` counts the texts, the rejects and the empty documents."""
 
-    texts: list[str]
+    texts: list[Text]
     rejects: list[Reject]
     num_read: int
 
@@ -39,7 +41,7 @@ def read_documents(chunk: Chunk, field: str, *, limit: int) -> Documents:
     found = _read(chunk, field, limit)
     if chunk.fault is not None:
         found.append(_Refusal(chunk.fault))
-    texts = [item for item in found if item and isinstance(item, str)]
+    texts = [item for item in found if item and not isinstance(item, _Refusal)]
     rejects = []
     if len(texts) < len(found):
         rejects = [Reject(number, item.reason) for number, item in enumerate(found, start=1) if isinstance(item, _Refusal)]
@@ -50,20 +52,19 @@ class _Refusal(NamedTuple):
     reason: str
 
 
-def _read(chunk: Chunk, field: str, limit: int) -> list[str | _Refusal]:
-    data = read_chunk(chunk)
-    if len(data) != chunk.num_bytes:
-        raise OSError(f"{chunk.path}: {len(data)} bytes at {chunk.offset}, expected {chunk.num_bytes}; the file changed")
+def _read(chunk: Chunk, field: str, limit: int) -> list[Text | _Refusal]:
     if chunk.lengths is None:
-        return _lines(data, field.split("."), limit)
-    return list(_rows(data, chunk.lengths, limit))
+        return _lines(read_chunk(chunk), field.split("."), limit)
+    return list(_rows(read_chunk(chunk), chunk.lengths, limit))
 
 
-def _lines(data: bytes, keys: list[str], limit: int) -> list[str | _Refusal]:
+def _lines(data: bytes, keys: list[str], limit: int) -> list[Text | _Refusal]:
+    is_small = len(data) <= min(limit, LARGE_LINE_BYTES)
     lines = data.split(b"\n")
+    del data
     if not lines[-1]:
         lines.pop()
-    if len(keys) == 1 and len(data) <= limit:
+    if len(keys) == 1 and is_small:
         # What is wrong with any of them is found out below.
         with suppress(ValueError, LookupError, TypeError):
             key = keys[0]
@@ -73,7 +74,9 @@ def _lines(data: bytes, keys: list[str], limit: int) -> list[str | _Refusal]:
     return [_line(line, keys) if len(line) <= limit else _Refusal(too_large(limit)) for line in lines]
 
 
-def _line(line: bytes, keys: list[str]) -> str | _Refusal:
+def _line(line: bytes, keys: list[str]) -> Text | _Refusal:
+    if len(line) > LARGE_LINE_BYTES and (large := read_large_text(line, keys)):
+        return large
     try:
         value = orjson.loads(line)
         for key in keys:
@@ -115,19 +118,19 @@ def _descend(value: Any, keys: list[str]) -> str:
     return value
 
 
-def _rows(data: bytes, lengths: tuple[int, ...], limit: int) -> Iterator[str | _Refusal]:
+def _rows(data: bytes, lengths: tuple[int, ...], limit: int) -> Iterator[Text | _Refusal]:
     start = 0
     for length in lengths:
         yield _row(data[start : start + max(length, 0)], length, limit)
         start += max(length, 0)
 
 
-def _row(raw: bytes, length: int, limit: int) -> str | _Refusal:
+def _row(raw: bytes, length: int, limit: int) -> Text | _Refusal:
     if length < 0:
         return _Refusal("null, not a string")
     if length > limit:
         return _Refusal(too_large(limit))
     try:
-        return raw.decode("utf-8")
+        return raw if length > LARGE_LINE_BYTES and is_utf8(raw) else raw.decode("utf-8")
     except UnicodeDecodeError as error:
         return _Refusal(f"not UTF-8 at byte {error.start}")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from data_indexing.checker import Sample
 from data_indexing.chunks import Chunk
 from data_indexing.documents import Reject, read_documents
-from data_indexing.encoders import Encoder, EncoderName, Ids, build_encoder, probe_texts
+from data_indexing.encoders import Encoder, EncoderName, Ids, Text, build_encoder, probe_texts
 from data_indexing.manifest import Policy
 from data_indexing.sentences import SentenceModel
 from data_indexing.tokenizer import TextTokenizer
@@ -60,17 +60,16 @@ class ChunkEncoder:
     def __call__(self, chunk: Chunk | None) -> Encoded:
         """EncoderFaultError where the encoder fails on a text."""
         if chunk is None:
-            texts = probe_texts(self.tokenizer.facts.special_tokens)
-            return Encoded(self._pack([]), [], 0, 0, self._sample(texts))
+            return Encoded(self._pack([]), [], 0, 0, self._sample(probe_texts(self.tokenizer.facts.special_tokens)))
         documents = read_documents(chunk, self.text_field, limit=self.max_document_bytes)
         texts = documents.texts
         sample = self._sample(list(_excerpts(texts)))
         packed = self._pack(texts)
         # After the encoding: a text keeps its UTF-8 once it was asked for it.
-        num_text_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+        num_text_bytes = sum(len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode()) for text in texts)
         return Encoded(packed, documents.rejects, documents.num_read, num_text_bytes, sample)
 
-    def _encode(self, texts: Sequence[str]) -> list[Ids]:
+    def _encode(self, texts: Sequence[Text]) -> list[Ids]:
         if self._built is None:
             self._built = build_encoder(self.encoder_name, self.tokenizer)
         return self._built.encode(texts)
@@ -78,7 +77,7 @@ class ChunkEncoder:
     def _sample(self, texts: list[str]) -> Sample:
         return Sample(texts, [ids.tolist() for ids in self._encode(texts)])
 
-    def _pack(self, texts: Sequence[str]) -> Packed:
+    def _pack(self, texts: Sequence[Text]) -> Packed:
         """Put BOS before and EOD after each document; sequences and documents without tokens are left out."""
         ids, counts = self._sequences(texts)
         lengths = np.fromiter(map(len, ids), np.int32, len(ids))
@@ -97,21 +96,22 @@ class ChunkEncoder:
                     pieces[place] = token
         return Packed(_to_dtype(np.concatenate(pieces), self.dtype), lengths, counts)
 
-    def _sequences(self, texts: Sequence[str]) -> tuple[list[Ids], npt.NDArray[np.int64]]:
+    def _sequences(self, texts: Sequence[Text]) -> tuple[list[Ids], npt.NDArray[np.int64]]:
         """Ids of each sequence, and the number of sequences of each text."""
         if self.sentences is None:
             return self._encode(texts), np.ones(len(texts), np.int64)
-        split = [self.sentences.split(text) for text in texts]
+        split = [self.sentences.split(text.decode() if isinstance(text, bytes) else text) for text in texts]
         sequences = [sentence for sentences in split for sentence in sentences]
         return self._encode(sequences), np.fromiter(map(len, split), np.int64, len(split))
 
 
-def _excerpts(texts: Sequence[str]) -> Iterable[str]:
+def _excerpts(texts: Sequence[Text]) -> Iterable[str]:
     """Pieces of a few texts from all over a chunk, each from another part of its text."""
     step = max(1, len(texts) // _SAMPLED_DOCUMENTS)
     for number, text in enumerate(texts[::step][:_SAMPLED_DOCUMENTS]):
         start = max(0, len(text) - _SAMPLED_CHARACTERS) * number // _SAMPLED_DOCUMENTS
-        yield text[start : start + _SAMPLED_CHARACTERS]
+        excerpt = text[start : start + _SAMPLED_CHARACTERS]
+        yield excerpt.decode(errors="ignore") if isinstance(excerpt, bytes) else excerpt
 
 
 def _without_empty(

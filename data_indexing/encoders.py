@@ -19,10 +19,13 @@ import numpy.typing as npt
 
 from data_indexing.cache import cached
 from data_indexing.errors import DataError
+from data_indexing.large_lines import decode_pieces
 from data_indexing.tokenizer import TextTokenizer
 
 EncoderName = Literal["gigatoken", "tokenizers"]
 Ids = npt.NDArray[np.uint32]
+Text = str | bytes
+"""A text; a large one as its UTF-8."""
 
 # Encoded text takes some hundred bytes of memory a token until its ids are taken out.
 _BATCH_CHARACTERS = 1 << 19
@@ -50,7 +53,7 @@ class EncoderFaultError(DataError):
 class Encoder(Protocol):
     """What both encoders do."""
 
-    def encode(self, texts: Sequence[str]) -> list[Ids]:
+    def encode(self, texts: Sequence[Text]) -> list[Ids]:
         """Ids of each text, nothing added."""
         ...
 
@@ -61,7 +64,7 @@ class ReferenceEncoder:
 
     tokenizer: TextTokenizer
 
-    def encode(self, texts: Sequence[str]) -> list[Ids]:
+    def encode(self, texts: Sequence[Text]) -> list[Ids]:
         """Ids of each text, nothing added."""
         ids: list[Ids] = []
         for batch in _batches(texts):
@@ -80,14 +83,14 @@ class FastEncoder:
         """EncoderFaultError where gigatoken is not installed or does not know this kind of tokenizer."""
         self._backend = _guarded(_load_backend, _cached_plain_definition(self.tokenizer))
 
-    def encode(self, texts: Sequence[str]) -> list[Ids]:
+    def encode(self, texts: Sequence[Text]) -> list[Ids]:
         """Ids of each text, nothing added."""
         ids: list[Ids] = _guarded(self._encode, texts)
         for number in [number for number, text in enumerate(texts) if not text.isascii() and is_disputed(text)]:
-            ids[number] = np.array(self.tokenizer.encode_batch([texts[number]])[0], np.uint32)
+            ids[number] = np.array(self.tokenizer.encode_batch([_decoded(texts[number])])[0], np.uint32)
         return ids
 
-    def _encode(self, texts: Sequence[str]) -> list[Ids]:
+    def _encode(self, texts: Sequence[Text]) -> list[Ids]:
         return list(map(self._backend.encode, texts))
 
 
@@ -112,10 +115,12 @@ def plain_definition(tokenizer: TextTokenizer) -> str:
     return json.dumps(definition | unused | {"added_tokens": added}, ensure_ascii=False)
 
 
-def is_disputed(text: str) -> bool:
+def is_disputed(text: Text) -> bool:
     """Whether a text holds a character on which the encoders are known to differ."""
     if text.isascii():
         return False
+    if isinstance(text, bytes):
+        return any(map(is_disputed, decode_pieces(text)))
     # CPython keeps a text in 1, 2 or 4 bytes a character, as its largest one needs; to know which saves the search.
     num_bytes = sys.getsizeof(text)
     if num_bytes < 2 * len(text):
@@ -152,14 +157,18 @@ def _cached_plain_definition(tokenizer: TextTokenizer) -> str:
     return cached(key, lambda: plain_definition(tokenizer)) if large else plain_definition(tokenizer)
 
 
-def _batches(texts: Sequence[str]) -> list[list[str]]:
+def _decoded(text: Text) -> str:
+    return text.decode() if isinstance(text, bytes) else text
+
+
+def _batches(texts: Sequence[Text]) -> list[list[str]]:
     batches: list[list[str]] = [[]]
     size = 0
     for text in texts:
         if size >= _BATCH_CHARACTERS:
             batches.append([])
             size = 0
-        batches[-1].append(text)
+        batches[-1].append(_decoded(text))
         size += len(text)
     return batches
 

@@ -27,7 +27,7 @@ def _first_texts(inputs: Sequence[str | Path], text_field: str) -> Iterator[str]
     left = _TRAINING_CHARACTERS
     for cut in cut_segments(plan_segments(find_inputs(inputs)), text_field, limit=_LIMIT_BYTES):
         for text in read_documents(cut.chunk, text_field, limit=_LIMIT_BYTES).texts:
-            yield text[:left]
+            yield text.decode()[:left] if isinstance(text, bytes) else text[:left]
             left -= len(text)
             if left <= 0:
                 return

@@ -7,6 +7,7 @@ A team begins as one fresh interpreter (this file, run as a program), which gets
 forks: a tokenizer is built once for all workers, and no thread of the caller can be caught in the fork.
 """
 
+import ctypes
 import os
 import pickle
 import signal
@@ -150,6 +151,7 @@ def _host(numbers: list[int]) -> None:
     connections = [socket.socket(fileno=number) for number in numbers]
     function = pickle.load(sys.stdin.buffer)  # noqa: S301 -- from `Team` above
     failure = _call(lambda _: function.prepare(), None) if hasattr(function, "prepare") else (None, None, None)
+    _release_memory()
     for number, connection in enumerate(connections[1:], start=1):
         if os.fork() == 0:
             for other in connections[:number] + connections[number + 1 :]:
@@ -159,6 +161,12 @@ def _host(numbers: list[int]) -> None:
     for other in connections[1:]:
         other.close()
     _work(connections[0], function, failure)
+
+
+def _release_memory() -> None:
+    """Give back what the preparation needed for a while: most of a tokenizer's memory is that of reading its definition."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _work(connection: socket.socket, function: Callable[[Any], Any], failure: tuple[Any, Any, Any]) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from data_indexing.chunks import Chunk
 from data_indexing.documents import read_documents
+from data_indexing.errors import DataError
 
 REFUSED = {
     b"{'text': 1}": "not JSON",
@@ -95,5 +96,5 @@ def test_a_fault_counts_as_one_more_line():
 
 def test_a_file_that_shrank_is_an_error(tmp_path):
     (tmp_path / "x").write_bytes(b"{}")
-    with pytest.raises(OSError, match="the file changed"):
+    with pytest.raises(DataError, match="the file changed"):
         read_documents(Chunk(tmp_path / "x", num_bytes=9), "text", limit=9)
