@@ -6,12 +6,16 @@ The contenders alternate in one run, each a process of its own that first drops 
 its imports, and ends with its output on the disk. Megatron is the installed package, or the checkout's tools/merge_datasets.py.
 """
 
+import sys
+
+sys.path.pop(0)  # this folder: its tokenize.py must not stand in for the standard library's
+
+
 import argparse
 import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,6 +1,6 @@
 """How fast text becomes tokens: `poro data tokenize` beside the raw encoder and Megatron-LM's tools/preprocess_data.py.
 
-    python benchmarks/tokenization.py --data ../shared/data --megatron-lm CHECKOUT
+    python benchmarks/tokenize.py --data ../shared/data --megatron-lm CHECKOUT
 
 Over 40 MB of Finnish, English, code and math, no document twice, with Llama 3's tokenizer. All contestants run in turn,
 round after round. Whole: the whole command, from a cold process to files on the disk. Net: without the time that the same
@@ -8,13 +8,17 @@ command takes for one document. Raw: the call of gigatoken's encode_files alone,
 unmodified; the wrapper below stands in for modules of it that cannot be imported without a GPU and that it does not use.
 """
 
+import sys
+
+sys.path.pop(0)  # this folder: its tokenize.py must not stand in for the standard library's
+
+
 import argparse
 import json
 import os
 import random
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
