@@ -90,6 +90,11 @@ def read_token_ids(directory: Path) -> dict[str, Any]:
     return {key: config.get(key) for key in TOKEN_IDS}
 
 
+def ignored_keys(directory: Path) -> dict[str, str]:
+    """The keys of `directory/config.json` that a conversion passes over, each with the reason."""
+    return {key: reason for key, reason in IGNORED.items() if key in read_json(directory / CONFIG)}
+
+
 def to_huggingface(model: ModelConfig, token_ids: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """The config.json of a model.
 

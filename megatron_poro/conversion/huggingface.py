@@ -1,32 +1,30 @@
-"""A Hugging Face Llama directory: read tensor by tensor, written shard by shard, never held whole in memory."""
+"""A Hugging Face Llama directory: its headers checked against config.json, written shard by shard, never held in memory."""
 
-import itertools
-import json
-import math
 import shutil
-import struct
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from data_indexing.progress import Advance
 from megatron_poro.config.schema import ModelConfig
-from megatron_poro.conversion.files import flush_to_disk, plain_file, read_json, write_json
+from megatron_poro.conversion.arrays import Record, Region, StoredArray
+from megatron_poro.conversion.files import OutFile, plain_file, read_json, write_json
 from megatron_poro.conversion.hf_config import CONFIG, read_config
-from megatron_poro.conversion.table import DROPPED_FROM_HUGGINGFACE, DROPPED_IF_TIED, Piece, Shape, is_dropped, pieces
-from megatron_poro.conversion.weights import Advance, Weights, tensor_bytes
+from megatron_poro.conversion.safetensors_file import DTYPES, Entry, Listed, build_header, read_header
+from megatron_poro.conversion.table import DROPPED_FROM_HUGGINGFACE, DROPPED_IF_TIED, Piece, is_dropped, pieces
+from megatron_poro.conversion.torch_archive import read_archive
+from megatron_poro.conversion.weights import Weights, part_blocks
+from megatron_poro.conversion.work import Tell, run_jobs
 from megatron_poro.errors import ConversionError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+OLD_SINGLE = "pytorch_model.bin"
+OLD_INDEX = "pytorch_model.bin.index.json"
 SHARD_BYTES = 5 * 10**9
-
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""Number types that are converted, by their names in safetensors; anything else is quantised or not a weight."""
 
 COPIED = (
     "tokenizer.json",
@@ -39,17 +37,13 @@ COPIED = (
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+    "NOTICE.txt",
+    "USE_POLICY.md",
 )
-"""Files about text, which an export takes from its reference as they are."""
-
-
-@dataclass(frozen=True)
-class TensorFile:
-    """Where a tensor lies and what it is."""
-
-    path: Path
-    shape: Shape
-    dtype: torch.dtype
+"""Files about text, and those that must go with the weights, which an export takes from its reference as they are."""
 
 
 @dataclass(frozen=True)
@@ -58,29 +52,33 @@ class HuggingFaceModel:
 
     directory: Path
     model: ModelConfig
-    tensors: Mapping[str, TensorFile]
+    tensors: Mapping[str, StoredArray]
 
     def dtype(self, piece: Piece) -> torch.dtype:
         """Number type of a piece's parts."""
         return self.tensors[piece.names[0]].dtype
 
-    def read(self, piece: Piece) -> tuple[torch.Tensor, ...]:
-        """The parts of a piece, from disk."""
-        return tuple(self._read_tensor(name) for name in piece.names)
+    def read_into(self, out: torch.Tensor, piece: Piece, part: int, region: Region) -> None:
+        """Fill `out` with a region of a part."""
+        self.tensors[piece.names[part]].read_into(out, region)
 
-    def _read_tensor(self, name: str) -> torch.Tensor:
-        with _open(self.tensors[name].path) as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-            return tensor
+    def records(self) -> Iterator[Record]:
+        """What the tensors lie in; safetensors has no checksums."""
+        yield from dict.fromkeys(record for tensor in self.tensors.values() for record in tensor.records())
+
+
+def is_huggingface(directory: Path) -> bool:
+    """Whether a directory is one of Hugging Face's, going by the files that it has."""
+    return (directory / CONFIG).is_file()
 
 
 def open_huggingface(directory: Path) -> HuggingFaceModel:
-    """Read config.json and the tensors' headers, and check them against each other; no tensor is read.
+    """Read config.json and the tensors' headers, and check them against each other; no tensor is read but a tied copy.
 
     Raises ConversionError for a missing, unexpected, misshapen or quantised tensor, and for a missing or damaged file.
     """
     model = read_config(directory)
-    tensors = dict(_list_tensors(directory))
+    tensors = _list_tensors(directory)
     dropped = DROPPED_FROM_HUGGINGFACE | (DROPPED_IF_TIED if model.tied_embeddings else {})
     kept = {name: tensor for name, tensor in tensors.items() if not is_dropped(name, dropped)}
     _check_tensors(directory, model, kept)
@@ -89,56 +87,59 @@ def open_huggingface(directory: Path) -> HuggingFaceModel:
     return HuggingFaceModel(directory, model, kept)
 
 
-def write_huggingface(directory: Path, weights: Weights, *, advance: Advance, shard_bytes: int = SHARD_BYTES) -> None:
+def write_huggingface(directory: Path, weights: Weights, *, workers: int, advance: Advance, shard_bytes: int = SHARD_BYTES) -> None:
     """Write safetensors of at most `shard_bytes` (or one tensor) each, with an index where there are several.
 
-    A shard's header is known before its tensors, so they go to disk as they come.
+    A shard's header is known before its tensors, so they go to disk as they come. `workers` shards are written at a time.
     """
     shards = _plan_shards(weights, shard_bytes)
-    tensors = (tensor for piece in pieces(weights.model) for tensor in weights.read(piece))
     names = _shard_names(len(shards))
-    for name, shard in zip(names, shards, strict=True):
-        with (directory / name).open("xb") as file:
-            file.write(_header(shard))
-            for tensor in itertools.islice(tensors, len(shard)):
-                advance(file.write(tensor_bytes(tensor)))
-            flush_to_disk(file)
+    jobs = [_ShardJob(directory / name, weights, shard) for name, shard in zip(names, shards, strict=True)]
+    run_jobs(jobs, workers=workers, advance=advance)
     if len(shards) > 1:
-        places = {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard}
-        size = sum(entry.num_bytes for shard in shards for entry in shard)
-        write_json(directory / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+        entries = [(name, entry) for name, shard in zip(names, shards, strict=True) for _, _, entry in shard]
+        size = sum(entry.num_bytes for _, entry in entries)
+        write_json(directory / INDEX, {"metadata": {"total_size": size}, "weight_map": {e.name: name for name, e in entries}})
 
 
-def copy_text_files(reference: Path, directory: Path) -> None:
-    """Copy tokenizer, chat template and generation settings of `reference`, those it has."""
-    for name in COPIED:
-        if (reference / name).is_file():
-            shutil.copyfile(reference / name, directory / name)
+def copy_text_files(reference: Path, directory: Path) -> list[str]:
+    """Copy tokenizer, chat template, generation settings and licence of `reference`, those it has, and return their names."""
+    found = [name for name in COPIED if (reference / name).is_file()]
+    for name in found:
+        shutil.copyfile(reference / name, directory / name)
+    return found
+
+
+_Planned = tuple[Piece, int, Entry]
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A tensor of a shard's header."""
+class _ShardJob:
+    """Writes one shard."""
 
-    name: str
-    shape: Shape
-    dtype: torch.dtype
+    path: Path
+    weights: Weights
+    planned: Sequence[_Planned]
 
-    @property
-    def num_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+    def __call__(self, tell: Tell) -> None:
+        with OutFile(self.path) as file:
+            file.write(build_header([entry for _, _, entry in self.planned]))
+            for piece, part, entry in self.planned:
+                for block in part_blocks(self.weights, piece, part):
+                    file.write(block)
+                    tell(len(block), entry.name)
 
 
-def _plan_shards(weights: Weights, shard_bytes: int) -> list[list[_Entry]]:
-    shards: list[list[_Entry]] = [[]]
+def _plan_shards(weights: Weights, shard_bytes: int) -> list[list[_Planned]]:
+    shards: list[list[_Planned]] = [[]]
     filled = 0
     for piece in pieces(weights.model):
-        for name, shape in zip(piece.names, piece.shapes(weights.model), strict=True):
-            entry = _Entry(name, shape, weights.dtype(piece))
+        for part, (name, shape) in enumerate(zip(piece.names, piece.shapes(weights.model), strict=True)):
+            entry = Entry(name, shape, weights.dtype(piece))
             if shards[-1] and filled + entry.num_bytes > shard_bytes:
                 shards.append([])
                 filled = 0
-            shards[-1].append(entry)
+            shards[-1].append((piece, part, entry))
             filled += entry.num_bytes
     return shards
 
@@ -147,57 +148,57 @@ def _shard_names(count: int) -> list[str]:
     return [SINGLE] if count == 1 else [f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
 
 
-def _header(shard: Sequence[_Entry]) -> bytes:
-    """The length and the JSON that open a safetensors file; spaces make the numbers start at a multiple of 8."""
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    start = 0
-    for entry in shard:
-        stop = start + entry.num_bytes
-        header[entry.name] = {"dtype": names[entry.dtype], "shape": entry.shape, "data_offsets": [start, stop]}
-        start = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
-
-
-def _list_tensors(directory: Path) -> Iterator[tuple[str, TensorFile]]:
+def _list_tensors(directory: Path) -> dict[str, StoredArray]:
     """Every tensor of the directory's files, from their headers."""
-    if not (directory / INDEX).exists():
-        yield from _list_file(plain_file(directory, SINGLE, named_by=CONFIG))
-        return
-    places = read_json(directory / INDEX).get("weight_map")
+    for single, index, list_file in ((SINGLE, INDEX, _list_safetensors), (OLD_SINGLE, OLD_INDEX, _list_archive)):
+        if (directory / index).exists():
+            return _list_shards(directory, index, list_file)
+        if (directory / single).exists():
+            return list_file(plain_file(directory, single, named_by=CONFIG))
+    raise ConversionError(f"{directory / SINGLE} is missing, and so are {INDEX}, {OLD_SINGLE} and {OLD_INDEX}; copy the weights")
+
+
+def _list_shards(directory: Path, index: str, list_file: Any) -> dict[str, StoredArray]:
+    places = read_json(directory / index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ConversionError(f"{directory / INDEX} has no weight_map; copy it again")
-    paths = {name: plain_file(directory, shard, named_by=INDEX) for name, shard in places.items()}
+        raise ConversionError(f"{directory / index} has no weight_map; copy it again")
+    paths = {name: plain_file(directory, shard, named_by=index) for name, shard in places.items()}
+    tensors: dict[str, StoredArray] = {}
     for path in dict.fromkeys(paths.values()):
-        found = dict(_list_file(path))
+        found = list_file(path)
         promised = {name for name, place in paths.items() if place == path}
         if promised != set(found):
-            raise ConversionError(f"{path} and {INDEX} disagree on {_some(promised ^ set(found))}; copy both again")
-        yield from found.items()
+            raise ConversionError(f"{path} and {index} disagree on {_some(promised ^ set(found))}; copy both again")
+        tensors |= found
+    return tensors
 
 
-def _list_file(path: Path) -> Iterator[tuple[str, TensorFile]]:
-    with _open(path) as file:
-        for name in file.keys():  # noqa: SIM118 (no mapping)
-            header = file.get_slice(name)
-            dtype = header.get_dtype()
-            if dtype not in DTYPES and not is_dropped(name, DROPPED_FROM_HUGGINGFACE):
-                raise ConversionError(f"{path}: {name} holds {dtype}; only {', '.join(DTYPES)} is converted, no quantised model")
-            yield name, TensorFile(path, tuple(header.get_shape()), DTYPES.get(dtype, torch.float32))
+def _list_safetensors(path: Path) -> dict[str, StoredArray]:
+    return {name: _convertible(path, name, listed) for name, listed in read_header(path).items()}
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise ConversionError(f"{path} is damaged ({error}); copy it again") from None
+def _convertible(path: Path, name: str, listed: Listed) -> StoredArray:
+    if listed.array is not None:
+        return listed.array
+    if is_dropped(name, DROPPED_FROM_HUGGINGFACE):
+        return StoredArray(name, (), torch.float32, ())
+    raise ConversionError(f"{path}: {name} holds {listed.dtype}; only {', '.join(DTYPES)} is converted, no quantised model")
 
 
-def _check_tensors(directory: Path, model: ModelConfig, tensors: Mapping[str, TensorFile]) -> None:
+def _list_archive(path: Path) -> dict[str, StoredArray]:
+    """The tensors of a `pytorch_model.bin`, which `torch.save` wrote."""
+    content = read_archive(path)
+    content = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not all(isinstance(tensor, StoredArray) for tensor in content.values()):
+        raise ConversionError(f"{path} holds no dictionary of tensors; give the weights of a model")
+    arrays = {str(name): replace(tensor, name=str(name)) for name, tensor in content.items()}
+    for name, tensor in arrays.items():
+        if not is_dropped(name, DROPPED_FROM_HUGGINGFACE) and (tensor.dtype not in DTYPES.values() or not tensor.boxes):
+            raise ConversionError(f"{path}: {name} holds {tensor.dtype}, or not row by row; only {', '.join(DTYPES)} is converted")
+    return arrays
+
+
+def _check_tensors(directory: Path, model: ModelConfig, tensors: Mapping[str, StoredArray]) -> None:
     needed = {name: shape for piece in pieces(model) for name, shape in zip(piece.names, piece.shapes(model), strict=True)}
     if missing := set(needed) - set(tensors):
         raise ConversionError(f"{directory} lacks {_some(missing)}, which {CONFIG} implies; copy the missing files")
@@ -206,28 +207,32 @@ def _check_tensors(directory: Path, model: ModelConfig, tensors: Mapping[str, Te
     for name, shape in needed.items():
         if tensors[name].shape != shape:
             raise ConversionError(
-                f"{tensors[name].path}: {name} is {list(tensors[name].shape)}, but {CONFIG} implies {list(shape)}; correct {CONFIG}"
+                f"{directory}: {name} is {list(tensors[name].shape)}, but {CONFIG} implies {list(shape)}; correct {CONFIG}"
             )
     _check_types(directory, model, tensors)
 
 
-def _check_tied(directory: Path, tensors: Mapping[str, TensorFile]) -> None:
+def _check_tied(directory: Path, tensors: Mapping[str, StoredArray]) -> None:
     """A tied output layer may be stored too, but only as the embedding again: transformers does not tie two that differ."""
-    embedding, output = "model.embed_tokens.weight", "lm_head.weight"
-    if output not in tensors:
-        return
-    both = []
-    for name in (embedding, output):
-        with _open(tensors[name].path) as file:
-            both.append(file.get_tensor(name))
-    if not torch.equal(*both):
+    embedding, output = tensors["model.embed_tokens.weight"], tensors.get("lm_head.weight")
+    if output is not None and not same_numbers(embedding, output):
         raise ConversionError(
-            f"{directory}: {output} differs from {embedding}, though {CONFIG} says tie_word_embeddings; "
+            f"{directory}: lm_head.weight differs from model.embed_tokens.weight, though {CONFIG} says tie_word_embeddings; "
             "set that to false if both are meant"
         )
 
 
-def _check_types(directory: Path, model: ModelConfig, tensors: Mapping[str, TensorFile]) -> None:
+def same_numbers(one: StoredArray, other: StoredArray, *, num_rows: int | None = None) -> bool:
+    """Whether two arrays are bit for bit the same, or their first `num_rows` rows are; 4,096 rows are in memory at a time."""
+    shapes = [(array.shape if num_rows is None else (num_rows, *array.shape[1:]), array.dtype) for array in (one, other)]
+    if shapes[0] != shapes[1]:
+        return False
+    rows = shapes[0][0][0]
+    spans = [(slice(first, min(first + 4096, rows)),) for first in range(0, rows, 4096)]
+    return all(torch.equal(*(array.read(span).view(torch.uint8) for array in (one, other))) for span in spans)
+
+
+def _check_types(directory: Path, model: ModelConfig, tensors: Mapping[str, StoredArray]) -> None:
     """All that goes into one Megatron tensor must have one number type: it could not be stored unchanged otherwise."""
     types: dict[str, torch.dtype] = {}
     for piece in pieces(model):

@@ -7,48 +7,33 @@ special token ids from its `token_ids` where no reference is given.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from data_indexing.progress import Advance
 from megatron_poro.config.parse import Problems, build
 from megatron_poro.config.schema import ModelConfig
 from megatron_poro.config.validate import find_bad_numbers
+from megatron_poro.conversion.arrays import Shape
 from megatron_poro.conversion.files import read_json, write_json
-from megatron_poro.conversion.table import DROPPED_FROM_MEGATRON, Piece, Shape, is_dropped, pieces
-from megatron_poro.conversion.torch_dist import METADATA, CheckpointIndex, TorchDistWriter, read_checkpoint_index
-from megatron_poro.conversion.weights import Advance, Weights
+from megatron_poro.conversion.table import DROPPED_FROM_MEGATRON, Piece, is_dropped, pieces
+from megatron_poro.conversion.torch_dist import METADATA, PendingChunk, WrittenFile, read_checkpoint_index, write_chunks
+from megatron_poro.conversion.weights import MegatronWeights, Weights, block_rows, read_merged_into
+from megatron_poro.conversion.work import Tell, run_jobs
 from megatron_poro.errors import ConversionError
 
 MODEL = "model.json"
 FORMAT = 1
+CHUNK_BYTES = 2**26
+"""A chunk is in memory while it is written, and while a rank that needs some of it loads it."""
+FILE_BYTES = 2**31
 
 
-@dataclass(frozen=True)
-class MegatronModel:
-    """An opened checkpoint: it holds all that the model needs; padding rows of the vocabulary are never read."""
-
-    directory: Path
-    model: ModelConfig
-    index: CheckpointIndex
-
-    def dtype(self, piece: Piece) -> torch.dtype:
-        """Number type of a piece."""
-        return self.index.tensors[piece.row.megatron].dtype
-
-    def read(self, piece: Piece) -> tuple[torch.Tensor, ...]:
-        """The piece's parts in Hugging Face's layout, from disk."""
-        rows = slice(0, piece.merged_shape(self.model)[0])
-        if not piece.row.stacked:
-            return piece.split(self.index.read_tensor(piece.row.megatron, (rows,)), self.model)
-        layer = slice(piece.layer, piece.layer + 1)
-        return piece.split(self.index.read_tensor(piece.row.megatron, (layer, rows))[0], self.model)
-
-
-def open_megatron(directory: Path) -> MegatronModel:
+def open_megatron(directory: Path) -> MegatronWeights:
     """Open a checkpoint that has a `model.json`.
 
     Raises ConversionError for missing, unknown or misshapen tensors, and for damaged or hostile files.
@@ -57,31 +42,76 @@ def open_megatron(directory: Path) -> MegatronModel:
     return open_as(directory, model)
 
 
-def open_as(directory: Path, model: ModelConfig) -> MegatronModel:
-    """Open a checkpoint as the given model, whether or not it has a `model.json`; errors as `open_megatron`."""
+def open_as(directory: Path, model: ModelConfig) -> MegatronWeights:
+    """Open a distributed checkpoint as the given model, whether or not it has a `model.json`; errors as `open_megatron`."""
     index = read_checkpoint_index(directory)
     needed = {piece.row.megatron: piece for piece in pieces(model)}
     for name, piece in needed.items():
         if name not in index.tensors:
             raise ConversionError(f"{directory / METADATA} lists no {name}; give a checkpoint that holds the whole model")
-        _check_shape(directory, index.tensors[name].shape, piece, model=model)
+        check_shape(directory, index.tensors[name].shape, piece, model=model)
     unknown = [name for name in index.tensors if name not in needed and not is_dropped(name, DROPPED_FROM_MEGATRON)]
     if unknown:
         raise ConversionError(f"{directory / METADATA} lists {', '.join(unknown[:3])}, which no Llama as in {MODEL} has")
-    return MegatronModel(directory, model, index)
+    return MegatronWeights(directory, model, {name: index.locate(name) for name in needed})
 
 
-def write_megatron(directory: Path, weights: Weights, *, advance: Advance) -> None:
-    """Write a model's weights as a checkpoint, without `model.json`; one piece is in memory at a time."""
-    model = weights.model
-    with TorchDistWriter(directory) as writer:
-        for piece in pieces(model):
-            chunk = piece.merge(weights.read(piece), model)
-            offsets = (0,) * chunk.dim()
-            if piece.row.stacked:
-                chunk, offsets = chunk.unsqueeze(0), (piece.layer, *offsets)
-            writer.write(piece.row.megatron, chunk, offsets=offsets, shape=piece.global_shape(model))
-            advance(chunk.nbytes)
+def write_megatron(directory: Path, weights: Weights, *, hashed: bool = False, workers: int, advance: Advance) -> list[WrittenFile]:
+    """Write a model's weights as files of chunks, `workers` at a time; `write_metadata` makes a checkpoint of them."""
+    jobs = [_FileJob(directory, number, chunks, hashed) for number, chunks in enumerate(_plan_files(weights))]
+    return run_jobs(jobs, workers=workers, advance=advance)
+
+
+@dataclass(frozen=True)
+class _FileJob:
+    """Writes one file of chunks."""
+
+    directory: Path
+    number: int
+    chunks: list[PendingChunk]
+    hashed: bool
+
+    def __call__(self, tell: Tell) -> WrittenFile:
+        def done(chunk: PendingChunk) -> None:
+            tell(chunk.num_bytes, chunk.name)
+
+        return write_chunks(self.directory, self.number, self.chunks, hashed=self.hashed, done=done)
+
+
+@dataclass(frozen=True)
+class _Fill:
+    """Puts rows of a piece, in Megatron's layout, into a chunk."""
+
+    weights: Weights
+    piece: Piece
+    rows: slice
+
+    def __call__(self, out: torch.Tensor) -> None:
+        out = out[0] if self.piece.row.stacked else out
+        read_merged_into(out, self.weights, self.piece, (self.rows, *(slice(0, size) for size in out.shape[1:])))
+
+
+def _plan_files(weights: Weights) -> Iterator[list[PendingChunk]]:
+    planned: list[PendingChunk] = []
+    for piece in pieces(weights.model):
+        for chunk in _plan_chunks(weights, piece):
+            if planned and sum(each.num_bytes for each in planned) + chunk.num_bytes > FILE_BYTES:
+                yield planned
+                planned = []
+            planned.append(chunk)
+    yield planned
+
+
+def _plan_chunks(weights: Weights, piece: Piece) -> Iterator[PendingChunk]:
+    """A piece, cut along its rows."""
+    model, dtype = weights.model, weights.dtype(piece)
+    shape, whole, stacked = piece.merged_shape(model), piece.global_shape(model), piece.row.stacked
+    step = block_rows(shape, dtype, CHUNK_BYTES)
+    for first in range(0, shape[0], step):
+        rows = slice(first, min(first + step, shape[0]))
+        offsets = ((piece.layer,) if stacked else ()) + (first,) + (0,) * (len(shape) - 1)
+        sizes = ((1,) if stacked else ()) + (rows.stop - first, *shape[1:])
+        yield PendingChunk(piece.row.megatron, whole, offsets, sizes, dtype, _Fill(weights, piece, rows))
 
 
 def write_model_file(directory: Path, model: ModelConfig, source: Mapping[str, Any]) -> None:
@@ -105,10 +135,11 @@ def read_model_file(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
     return model, source
 
 
-def _check_shape(directory: Path, found: Shape, piece: Piece, *, model: ModelConfig) -> None:
+def check_shape(directory: Path, found: Shape, piece: Piece, *, model: ModelConfig) -> None:
+    """Raise ConversionError when a tensor is not of the shape that the model implies; the vocabulary may have padding rows."""
     expected = piece.global_shape(model)
     padded = "vocab" in next(iter(piece.row.parts.values())) and found[1:] == expected[1:] and found[0] > expected[0]
     if found != expected and not padded:
         raise ConversionError(
-            f"{directory / METADATA}: {piece.row.megatron} is {list(found)}, but {MODEL} implies {list(expected)}; correct {MODEL}"
+            f"{directory}: {piece.row.megatron} is {list(found)}, but the model implies {list(expected)}; correct its config"
         )

@@ -1,18 +1,16 @@
 """Which Hugging Face tensors make which Megatron tensor: one table, read in both directions.
 
 Every entry is an interleaving: its parts (q, k, v; gate and up; or one tensor alone) are cut into groups of rows
-and written group by group. Merge and split are therefore exact inverses and change no bit.
+and written group by group. So a conversion moves runs of whole rows and changes no bit, and its inverse moves them back.
 """
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import Literal, NamedTuple
 
 from megatron_poro.config.schema import ModelConfig, head_dim
-
-Shape = tuple[int, ...]
+from megatron_poro.conversion.arrays import Shape
 
 
 @dataclass(frozen=True)
@@ -20,11 +18,13 @@ class Row:
     """One Megatron tensor and the Hugging Face tensors it is made of, first axis after first axis.
 
     `parts` maps each Hugging Face name to the names of its axes (`sizes`). With `{layer}` in the names, the Megatron
-    tensor stacks all layers on an extra leading axis. `by_group` cuts the parts into one group per key/value head.
+    tensor stacks all layers on an extra leading axis. `by_group` cuts the parts into one group per key/value head. The ranks of
+    a tensor-parallel group share a tensor's rows (each has its share of every part) or columns, or have each the whole.
     """
 
     megatron: str
     parts: Mapping[str, tuple[str, ...]]
+    shared: Literal["rows", "columns", ""]
     by_group: bool = False
 
     @property
@@ -34,10 +34,11 @@ class Row:
 
 
 TABLE = (
-    Row("embedding.word_embeddings.weight", {"model.embed_tokens.weight": ("vocab", "hidden")}),
+    Row("embedding.word_embeddings.weight", {"model.embed_tokens.weight": ("vocab", "hidden")}, "rows"),
     Row(
         "decoder.layers.self_attention.linear_qkv.layer_norm_weight",
         {"model.layers.{layer}.input_layernorm.weight": ("hidden",)},
+        "",
     ),
     Row(
         "decoder.layers.self_attention.linear_qkv.weight",
@@ -46,15 +47,18 @@ TABLE = (
             "model.layers.{layer}.self_attn.k_proj.weight": ("key_value", "hidden"),
             "model.layers.{layer}.self_attn.v_proj.weight": ("key_value", "hidden"),
         },
+        "rows",
         by_group=True,
     ),
     Row(
         "decoder.layers.self_attention.linear_proj.weight",
         {"model.layers.{layer}.self_attn.o_proj.weight": ("hidden", "query")},
+        "columns",
     ),
     Row(
         "decoder.layers.mlp.linear_fc1.layer_norm_weight",
         {"model.layers.{layer}.post_attention_layernorm.weight": ("hidden",)},
+        "",
     ),
     Row(
         "decoder.layers.mlp.linear_fc1.weight",
@@ -62,10 +66,11 @@ TABLE = (
             "model.layers.{layer}.mlp.gate_proj.weight": ("ffn", "hidden"),
             "model.layers.{layer}.mlp.up_proj.weight": ("ffn", "hidden"),
         },
+        "rows",
     ),
-    Row("decoder.layers.mlp.linear_fc2.weight", {"model.layers.{layer}.mlp.down_proj.weight": ("hidden", "ffn")}),
-    Row("decoder.final_layernorm.weight", {"model.norm.weight": ("hidden",)}),
-    Row("output_layer.weight", {"lm_head.weight": ("vocab", "hidden")}),
+    Row("decoder.layers.mlp.linear_fc2.weight", {"model.layers.{layer}.mlp.down_proj.weight": ("hidden", "ffn")}, "columns"),
+    Row("decoder.final_layernorm.weight", {"model.norm.weight": ("hidden",)}, ""),
+    Row("output_layer.weight", {"lm_head.weight": ("vocab", "hidden")}, "rows"),
 )
 
 OUTPUT_LAYER = "output_layer.weight"
@@ -99,14 +104,6 @@ class Piece:
         size = sizes(model)
         return tuple(tuple(size[axis] for axis in axes) for axes in self.row.parts.values())
 
-    def merge(self, parts: Sequence[torch.Tensor], model: ModelConfig) -> torch.Tensor:
-        """The Megatron tensor (of this layer) from its parts; one part alone is passed through."""
-        return interleave(parts, self._num_groups(model))
-
-    def split(self, merged: torch.Tensor, model: ModelConfig) -> tuple[torch.Tensor, ...]:
-        """The parts of a Megatron tensor; the inverse of `merge`."""
-        return deinterleave(merged, [shape[0] for shape in self.shapes(model)], num_groups=self._num_groups(model))
-
     def merged_shape(self, model: ModelConfig) -> Shape:
         """Shape of the Megatron tensor of this layer."""
         shapes = self.shapes(model)
@@ -116,8 +113,24 @@ class Piece:
         """Shape of the whole Megatron tensor, with its leading layer axis where it has one."""
         return ((model.num_layers,) if self.row.stacked else ()) + self.merged_shape(model)
 
-    def _num_groups(self, model: ModelConfig) -> int:
-        return model.num_key_value_heads if self.row.by_group else 1
+    def runs(self, model: ModelConfig) -> Iterator["Run"]:
+        """Where the rows of the parts lie in the Megatron tensor: group 0 of every part, then group 1 of every part, ..."""
+        num_groups = model.num_key_value_heads if self.row.by_group else 1
+        counts = [shape[0] // num_groups for shape in self.shapes(model)]
+        merged = 0
+        for group in range(num_groups):
+            for part, count in enumerate(counts):
+                yield Run(part, group * count, merged, count)
+                merged += count
+
+
+class Run(NamedTuple):
+    """`num_rows` rows of part number `part`, from its row `part_row` on, are those of the Megatron tensor from `merged_row` on."""
+
+    part: int
+    part_row: int
+    merged_row: int
+    num_rows: int
 
 
 def sizes(model: ModelConfig) -> dict[str, int]:
@@ -140,21 +153,6 @@ def pieces(model: ModelConfig) -> Iterator[Piece]:
     for row in TABLE[1:]:
         if not row.stacked and not (row.megatron == OUTPUT_LAYER and model.tied_embeddings):
             yield Piece(row)
-
-
-def interleave(parts: Sequence[torch.Tensor], num_groups: int) -> torch.Tensor:
-    """Group 0 of every part, then group 1 of every part, ...: `parts` [rows, ...] -> [sum of rows, ...]."""
-    if len(parts) == 1:
-        return parts[0]
-    grouped = [part.reshape(num_groups, -1, *part.shape[1:]) for part in parts]  # [group, rows of a group, ...]
-    return torch.cat(grouped, dim=1).flatten(0, 1)
-
-
-def deinterleave(merged: torch.Tensor, rows: Sequence[int], *, num_groups: int) -> tuple[torch.Tensor, ...]:
-    """Undo `interleave`: [sum of rows, ...] -> parts with the given numbers of rows."""
-    grouped = merged.reshape(num_groups, -1, *merged.shape[1:])  # [group, rows of a group, ...]
-    parts = torch.split(grouped, [count // num_groups for count in rows], dim=1)
-    return tuple(part.flatten(0, 1) for part in parts)
 
 
 def is_dropped(name: str, patterns: Mapping[str, str]) -> bool:

@@ -2,38 +2,36 @@
 
 The directory holds `.metadata` (a pickle that says where each chunk of each tensor lies), `*.distcp` (chunks, each as
 `torch.save` wrote it), `common.pt` and `metadata.json`. Names and shapes are global, so one checkpoint loads in any
-parallel layout. The writer holds one chunk in memory; the reader knows only the classes a genuine `.metadata` names, so
+parallel layout. Nothing is held but one chunk a thread; the reader knows only the classes a genuine `.metadata` names, so
 nothing in it can run code.
 """
 
 import io
-import itertools
 import json
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint import metadata as dcp
 
-from megatron_poro.conversion.files import flush_to_disk, plain_file
-from megatron_poro.conversion.table import Shape
+from megatron_poro.conversion.arrays import Box, Region, Shape, StoredArray, as_bytes, flat_bytes
+from megatron_poro.conversion.files import OutFile, plain_file
+from megatron_poro.conversion.torch_archive import PendingTensor, UnsafeGlobalError, read_archive, refuse_memo_bombs, write_archive
 from megatron_poro.errors import ConversionError
 
-Box = tuple[slice, ...]
-
 METADATA = ".metadata"
+COMMON = "common.pt"
 FORMAT = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
     "common_backend": "torch",
     "common_backend_version": 1,
 }
-FILE_BYTES = 5 * 10**9
 
 SAFE_GLOBALS = {
     "torch.distributed.checkpoint.metadata": (
@@ -51,28 +49,23 @@ SAFE_GLOBALS = {
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """A box of a tensor and the bytes of a file that hold it."""
+class StoredChunk:
+    """A chunk as `.metadata` lists it: a box of a tensor, and the bytes of a file where `torch.save` wrote it."""
 
     offsets: Shape
     sizes: Shape
     file: str
     start: int
-    length: int
-
-    @property
-    def box(self) -> Box:
-        """The chunk's place in the tensor, as an index."""
-        return tuple(slice(offset, offset + size) for offset, size in zip(self.offsets, self.sizes, strict=True))
+    num_bytes: int
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as the checkpoint lists it."""
+    """A tensor as `.metadata` lists it."""
 
     shape: Shape
     dtype: torch.dtype
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[StoredChunk, ...]
 
 
 @dataclass(frozen=True)
@@ -83,17 +76,22 @@ class CheckpointIndex:
     tensors: dict[str, StoredTensor]
     objects: tuple[str, ...]
 
-    def read_tensor(self, name: str, region: Box = ()) -> torch.Tensor:
-        """`tensor[region]`, reading only the chunks that overlap it; bounds are plain, axes left out are whole."""
+    def locate(self, name: str) -> StoredArray:
+        """Where the numbers of a tensor lie. Raises ConversionError when its chunks are damaged or do not fill it."""
         stored = self.tensors[name]
-        box = region + tuple(slice(0, size) for size in stored.shape[len(region) :])
-        parts = [(chunk, overlap) for chunk in stored.chunks if (overlap := _intersect(chunk.box, box))]
-        _check_cover(self.directory, name, box, [overlap for _, overlap in parts])
-        tensor = torch.empty([side.stop - side.start for side in box], dtype=stored.dtype)
-        for chunk, overlap in parts:
-            source = _read_chunk(self.directory, name, stored.dtype, chunk=chunk)
-            tensor[_relative(overlap, box)] = source[_relative(overlap, chunk.box)]
-        return tensor
+        boxes = tuple(_locate_chunk(self.directory, name, stored.dtype, chunk=chunk) for chunk in stored.chunks)
+        array = StoredArray(name, stored.shape, stored.dtype, boxes)
+        array.check_cover()
+        return array
+
+    def read_tensor(self, name: str, region: Region = ()) -> torch.Tensor:
+        """`tensor[region]`; bounds are plain, axes left out are whole."""
+        return self.locate(name).read(region)
+
+
+def is_torch_dist(directory: Path) -> bool:
+    """Whether a directory is a distributed checkpoint, going by its `.metadata`."""
+    return (directory / METADATA).is_file()
 
 
 def read_checkpoint_index(directory: Path) -> CheckpointIndex:
@@ -105,7 +103,7 @@ def read_checkpoint_index(directory: Path) -> CheckpointIndex:
     metadata = _load_metadata(directory / METADATA)
     try:
         return _build_index(directory, metadata)
-    except (AttributeError, TypeError, ValueError, KeyError) as error:
+    except (AttributeError, TypeError, ValueError, KeyError, OverflowError) as error:
         raise ConversionError(f"{directory / METADATA} is damaged ({error!r}); copy the checkpoint again") from None
 
 
@@ -117,75 +115,79 @@ def check_metadata_is_safe(directory: Path) -> None:
     read_checkpoint_index(directory)
 
 
-class TorchDistWriter:
-    """Context manager that writes a checkpoint into an existing empty directory, one chunk in memory at a time."""
+@dataclass(frozen=True)
+class PendingChunk:
+    """A chunk to be written: a box of the tensor `name` of global shape `shape`, whose numbers `fill` writes into a tensor."""
 
-    def __init__(self, directory: Path, *, file_bytes: int = FILE_BYTES) -> None:
-        self.directory = directory
-        self._file_bytes = file_bytes
-        self._stored: dict[str, dcp.TensorStorageMetadata] = {}
-        self._places: dict[dcp.MetadataIndex, Any] = {}
-        self._num_files = 0
-        self._file: BinaryIO | None = None
+    name: str
+    shape: Shape
+    offsets: Shape
+    sizes: Shape
+    dtype: torch.dtype
+    fill: Callable[[torch.Tensor], None]
 
-    def write(self, name: str, chunk: torch.Tensor, *, offsets: Shape, shape: Shape) -> None:
-        """Append a chunk, which lies at `offsets` in the tensor `name` of global shape `shape`."""
-        file = self._open_file()
-        start = file.tell()
-        # Cloned, because torch.save of a view writes all that it is a view of.
-        torch.save(chunk.clone(memory_format=torch.contiguous_format), file)
-        index = dcp.MetadataIndex(name, torch.Size(offsets))
-        self._places[index] = filesystem._StorageInfo(Path(file.name).name, start, file.tell() - start)
-        properties = dcp.TensorProperties(dtype=chunk.dtype)
-        stored = self._stored.setdefault(name, dcp.TensorStorageMetadata(properties, torch.Size(shape), []))
-        stored.chunks.append(dcp.ChunkStorageMetadata(torch.Size(offsets), chunk.shape))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._close_file()
-        if kind is None:
-            self._write_metadata()
-
-    def _open_file(self) -> BinaryIO:
-        if self._file is not None and self._file.tell() >= self._file_bytes:
-            self._close_file()
-        if self._file is None:
-            self._file = (self.directory / f"__0_{self._num_files}.distcp").open("xb")
-            self._num_files += 1
-        return self._file
-
-    def _close_file(self) -> None:
-        if self._file is not None:
-            flush_to_disk(self._file)
-            self._file.close()
-            self._file = None
-
-    def _write_metadata(self) -> None:
-        (self.directory / "metadata.json").write_text(json.dumps(FORMAT))
-        torch.save({}, self.directory / "common.pt")
-        with (self.directory / METADATA).open("xb") as file:
-            pickle.dump(dcp.Metadata(state_dict_metadata=dict(self._stored), storage_data=self._places), file)
-            flush_to_disk(file)
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its numbers."""
+        return math.prod(self.sizes) * self.dtype.itemsize
 
 
-class _UnsafeGlobalError(Exception):
-    """`.metadata` names something that is no record of a checkpoint."""
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file of chunks that was written: what `.metadata` and `files.json` need to know of it. `sha256` is empty if not hashed."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+    places: tuple[tuple[PendingChunk, int, int], ...]
+
+
+def write_chunks(
+    directory: Path, number: int, chunks: Sequence[PendingChunk], *, hashed: bool, done: Callable[[PendingChunk], None]
+) -> WrittenFile:
+    """Write chunks as file `number` of a checkpoint, one of them in memory at a time; `done` is called after each."""
+    name, places = f"__0_{number}.distcp", []
+    with OutFile(directory / name, hashed=hashed) as file:
+        for chunk in chunks:
+            numbers = torch.empty(chunk.sizes, dtype=chunk.dtype)
+            chunk.fill(numbers)
+            start, blocks = file.size, [flat_bytes(as_bytes(numbers))]
+            write_archive(file, PendingTensor(chunk.sizes, chunk.dtype, lambda blocks=blocks: blocks))  # type: ignore[misc]
+            places.append((chunk, start, file.size - start))
+            done(chunk)
+    return WrittenFile(name, file.size, file.sha256, tuple(places))
+
+
+def write_metadata(directory: Path, files: Sequence[WrittenFile], *, common: Any = None) -> None:
+    """Write `.metadata` over the given files, `metadata.json`, and `common.pt` with `common` (nothing by default)."""
+    stored: dict[str, dcp.TensorStorageMetadata] = {}
+    places: dict[dcp.MetadataIndex, Any] = {}
+    for file in files:
+        for chunk, start, num_bytes in file.places:
+            properties = dcp.TensorProperties(dtype=chunk.dtype)
+            listed = stored.setdefault(chunk.name, dcp.TensorStorageMetadata(properties, torch.Size(chunk.shape), []))
+            listed.chunks.append(dcp.ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes)))
+            index = dcp.MetadataIndex(chunk.name, torch.Size(chunk.offsets))
+            places[index] = filesystem._StorageInfo(file.name, start, num_bytes)
+    (directory / "metadata.json").write_text(json.dumps(FORMAT))
+    torch.save({} if common is None else common, directory / COMMON)
+    with OutFile(directory / METADATA) as out:
+        out.write(pickle.dumps(dcp.Metadata(state_dict_metadata=dict(stored), storage_data=places)))
 
 
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in SAFE_GLOBALS.get(module, "").split():
-            raise _UnsafeGlobalError(f"{module}.{name}")
+            raise UnsafeGlobalError(f"{module}.{name}")
         return super().find_class(module, name)
 
 
 def _load_metadata(path: Path) -> Any:
     try:
-        with path.open("rb") as file:
-            return _MetadataUnpickler(file).load()
-    except _UnsafeGlobalError as error:
+        content = path.read_bytes()
+        refuse_memo_bombs(content)
+        return _MetadataUnpickler(io.BytesIO(content)).load()
+    except UnsafeGlobalError as error:
         raise ConversionError(f"refuses to load {error} from {path}; no checkpoint needs it, so do not trust this one") from None
     except OSError as error:
         raise ConversionError(f"{path}: {error.strerror}; give the directory of a torch_dist checkpoint") from None
@@ -197,11 +199,15 @@ def _build_index(directory: Path, metadata: Any) -> CheckpointIndex:
     _check_places(directory, metadata.storage_data)
     tensors, objects = {}, []
     for name, stored in metadata.state_dict_metadata.items():
+        if not isinstance(name, str):
+            raise TypeError(f"a tensor is called {name!r}")
         if isinstance(stored, dcp.BytesStorageMetadata):
             objects.append(name)
         else:
             chunks = tuple(_build_chunk(name, chunk, metadata.storage_data) for chunk in stored.chunks)
-            tensors[name] = StoredTensor(tuple(stored.size), stored.properties.dtype, chunks)
+            tensors[name] = StoredTensor(_shape(stored.size), _dtype(stored.properties.dtype), chunks)
+            if any(len(chunk.sizes) != len(tensors[name].shape) for chunk in chunks):
+                raise ValueError(f"{name} and its chunks have different numbers of axes")
     return CheckpointIndex(directory, tensors, tuple(objects))
 
 
@@ -220,42 +226,30 @@ def _check_places(directory: Path, places: dict[dcp.MetadataIndex, Any]) -> None
             )
 
 
-def _build_chunk(name: str, chunk: dcp.ChunkStorageMetadata, places: dict[dcp.MetadataIndex, Any]) -> Chunk:
+def _build_chunk(name: str, chunk: dcp.ChunkStorageMetadata, places: dict[dcp.MetadataIndex, Any]) -> StoredChunk:
     place = places[dcp.MetadataIndex(name, chunk.offsets)]
-    return Chunk(tuple(chunk.offsets), tuple(chunk.sizes), place.relative_path, place.offset, place.length)
+    return StoredChunk(_shape(chunk.offsets), _shape(chunk.sizes), place.relative_path, place.offset, place.length)
 
 
-def _read_chunk(directory: Path, name: str, dtype: torch.dtype, *, chunk: Chunk) -> torch.Tensor:
-    with (directory / chunk.file).open("rb") as file:
-        file.seek(chunk.start)
-        content = file.read(chunk.length)
+def _shape(sizes: Any) -> Shape:
+    shape = tuple(sizes)
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"a shape {str(shape)[:80]}")
+    return shape
+
+
+def _dtype(dtype: Any) -> torch.dtype:
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"a number type {str(dtype)[:80]}")
+    return dtype
+
+
+def _locate_chunk(directory: Path, name: str, dtype: torch.dtype, *, chunk: StoredChunk) -> Box:
+    path = directory / chunk.file
     try:
-        tensor = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise ConversionError(
-            f"{directory / chunk.file}: {name} at {chunk.start} is damaged ({error}); copy the checkpoint again"
-        ) from None
-    if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype or tuple(tensor.shape) != chunk.sizes:
-        raise ConversionError(f"{directory / chunk.file}: {name} is not what {METADATA} says; copy the checkpoint again")
-    return tensor
-
-
-def _check_cover(directory: Path, name: str, box: Box, overlaps: Sequence[Box]) -> None:
-    """Chunks that are disjoint and have the box's volume together fill it."""
-    disjoint = not any(_intersect(one, other) for one, other in itertools.combinations(overlaps, 2))
-    if not disjoint or sum(map(_volume, overlaps)) != _volume(box):
-        raise ConversionError(f"{directory / METADATA}: the chunks of {name} do not fill it; the checkpoint is incomplete")
-
-
-def _intersect(one: Box, other: Box) -> Box:
-    """The common part of two boxes; empty when there is none."""
-    common = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
-    return common if all(side.start < side.stop for side in common) else ()
-
-
-def _relative(box: Box, origin: Box) -> Box:
-    return tuple(slice(side.start - o.start, side.stop - o.start) for side, o in zip(box, origin, strict=True))
-
-
-def _volume(box: Box) -> int:
-    return math.prod(side.stop - side.start for side in box)
+        array = read_archive(path, start=chunk.start, num_bytes=chunk.num_bytes)
+    except ConversionError as error:
+        raise ConversionError(f"{name} at {chunk.start}: {error}") from None
+    if not isinstance(array, StoredArray) or not array.boxes or (array.shape, array.dtype) != (chunk.sizes, dtype):
+        raise ConversionError(f"{path}: {name} is not what {METADATA} says; copy the checkpoint again")
+    return Box(chunk.offsets, chunk.sizes, path, array.boxes[0].start, array.boxes[0].record)

@@ -1,56 +1,93 @@
-"""Are two directories the same model? Each may be a Hugging Face directory or a Megatron checkpoint."""
+"""Are two directories the same model? Each may be of any format."""
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_indexing.progress import Advance, progress
 from megatron_poro.config.schema import ModelConfig, head_dim
-from megatron_poro.conversion.checksums import check_files
-from megatron_poro.conversion.huggingface import open_huggingface
-from megatron_poro.conversion.megatron import MODEL, open_megatron
-from megatron_poro.conversion.table import pieces
-from megatron_poro.conversion.weights import Advance, Weights, digest, total_bytes
+from megatron_poro.conversion.arrays import Record
+from megatron_poro.conversion.opening import knows_its_vocabulary, open_weights, padded_vocabulary
+from megatron_poro.conversion.table import Piece, pieces
+from megatron_poro.conversion.torch_archive import check_records
+from megatron_poro.conversion.weights import Weights, digest, total_bytes
+from megatron_poro.conversion.work import Tell, run_jobs
 
 NOT_MATHEMATICS = ("shape", "max_position_embeddings", "initializer_std")
 
 
-def verify(one: Path, other: Path) -> list[str]:
+def verify(one: Path, other: Path, *, vocab_size: int | None = None, workers: int = 1) -> list[str]:
     """What differs, one line each, empty when nothing does: keys of the model that change its output, tensors by name.
 
     Tensors are compared by SHA-256 after undoing the layout, and only when the keys agree. Raises ConversionError for a
-    directory that is no complete model.
+    directory that is no complete model, or whose own checksums do not hold.
     """
-    from data_indexing.progress import progress  # rich, for the command line only
-
-    first, second = open_weights(one), open_weights(other)
+    first, second = _open_both(one, other, vocab_size)
     if different := differing_keys(first.model, second.model):
         return different
-    with progress("verify", total=total_bytes(first), unit="B") as advance:
-        _, different = compare(first, second, advance=advance)
+    with progress("verify", total=2 * total_bytes(first) + checked_bytes(first) + checked_bytes(second), unit="B") as advance:
+        check_sums(first, workers=workers, advance=advance)
+        check_sums(second, workers=workers, advance=advance)
+        _, different = compare(first, second, workers=workers, advance=advance)
     return different
 
 
-def open_weights(directory: Path) -> Weights:
-    """Open a directory of either format: a Megatron checkpoint is one that has a `model.json`."""
-    if not (directory / MODEL).exists():
-        return open_huggingface(directory)
-    check_files(directory)
-    return open_megatron(directory)
+def _open_both(one: Path, other: Path, vocab_size: int | None) -> tuple[Weights, Weights]:
+    """Open a directory that does not know its vocabulary with that of the other, or the smaller padded one of both."""
+    if knows_its_vocabulary(one):
+        first = open_weights(one)
+        return first, open_weights(other, like=None if vocab_size else first.model, vocab_size=vocab_size)
+    if knows_its_vocabulary(other):
+        second = open_weights(other)
+        return open_weights(one, like=None if vocab_size else second.model, vocab_size=vocab_size), second
+    size = vocab_size or min(padded_vocabulary(one), padded_vocabulary(other))
+    return open_weights(one, vocab_size=size), open_weights(other, vocab_size=size)
 
 
-def compare(first: Weights, second: Weights, *, advance: Advance) -> tuple[dict[str, str], list[str]]:
-    """SHA-256 of each tensor of `first` by its Hugging Face name, and a line for each that differs in `second`."""
-    hashes: dict[str, str] = {}
-    different = []
-    for piece in pieces(first.model):
-        for name, ours, theirs in zip(piece.names, first.read(piece), second.read(piece), strict=True):
-            hashes[name] = digest(ours)
-            if ours.dtype != theirs.dtype:
-                different.append(f"{name}: {ours.dtype} against {theirs.dtype}")
-            elif digest(theirs) != hashes[name]:
-                different.append(f"{name}: numbers differ")
-            advance(ours.nbytes)
-    return hashes, different
+def compare(first: Weights, second: Weights, *, workers: int = 1, advance: Advance) -> tuple[dict[str, tuple[str, str]], list[str]]:
+    """SHA-256 of each tensor in `first` and in `second` by its Hugging Face name, and a line for each that differs."""
+    jobs = [_CompareJob(first, second, piece, part) for piece in pieces(first.model) for part in range(len(piece.row.parts))]
+    results = run_jobs(jobs, workers=workers, advance=advance)
+    return {name: hashes for name, hashes, _ in results}, [line for _, _, line in results if line]
+
+
+@dataclass(frozen=True)
+class _CompareJob:
+    """Hashes one tensor on both sides."""
+
+    first: Weights
+    second: Weights
+    piece: Piece
+    part: int
+
+    def __call__(self, tell: Tell) -> tuple[str, tuple[str, str], str]:
+        name = self.piece.names[self.part]
+        hashes = digest(self.first, self.piece, self.part, tell), digest(self.second, self.piece, self.part, tell)
+        types = self.first.dtype(self.piece), self.second.dtype(self.piece)
+        if types[0] != types[1]:
+            return name, hashes, f"{name}: {types[0]} against {types[1]}"
+        return name, hashes, f"{name}: numbers differ" if hashes[0] != hashes[1] else ""
+
+
+def checked_bytes(weights: Weights) -> int:
+    """Bytes that have a checksum of their own."""
+    return sum(record.num_bytes for record in weights.records() if record.crc32 is not None)
+
+
+def check_sums(weights: Weights, *, workers: int, advance: Advance) -> None:
+    """Read all that has a checksum and compare it. Raises ConversionError for the first that does not hold."""
+    records = [record for record in weights.records() if record.crc32 is not None]
+    shares = [records[n::workers] for n in range(workers)]
+    run_jobs([_check_job(share) for share in shares], workers=workers, advance=advance)
+
+
+def _check_job(records: list[Record]) -> Callable[[Tell], None]:
+    def check(tell: Tell) -> None:
+        for count in check_records(records):
+            tell(count, "checksums of the source")
+
+    return check
 
 
 def differing_keys(first: ModelConfig, second: ModelConfig) -> list[str]:

@@ -1,7 +1,8 @@
 """Small random Llamas as Hugging Face directories, written with the safetensors library."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 
 from megatron_poro.config import ModelConfig
 from megatron_poro.conversion.hf_config import to_huggingface
-from megatron_poro.conversion.table import pieces
+from megatron_poro.conversion.table import Piece, pieces
 
 LLAMA = ModelConfig(
     num_layers=3,
@@ -37,6 +38,16 @@ def random_tensors(model: ModelConfig = LLAMA, dtype: torch.dtype = torch.float3
         for piece in pieces(model)
         for name, shape in zip(piece.names, piece.shapes(model), strict=True)
     }
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """SHA-256 of the numbers of a tensor."""
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def merge(piece: Piece, parts: Sequence[torch.Tensor], model: ModelConfig) -> torch.Tensor:
+    """The Megatron tensor of a piece (of one layer) from its parts."""
+    return torch.cat([parts[run.part][run.part_row : run.part_row + run.num_rows] for run in piece.runs(model)])
 
 
 def save_llama(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from megatron_poro.config import ModelConfig, head_dim
 from megatron_poro.conversion.table import TABLE, Piece, pieces
-from tests.conversion.llamas import LLAMA
+from tests.conversion.llamas import LLAMA, merge
 
 
 @st.composite
@@ -31,19 +31,12 @@ def models(draw: st.DrawFn) -> ModelConfig:
 
 
 @given(models())
-def test_split_undoes_merge_bit_for_bit(model: ModelConfig) -> None:
+def test_runs_take_each_row_of_each_part_to_one_row_of_the_whole(model: ModelConfig) -> None:
     for piece in pieces(model):
-        parts = [torch.randn(shape) for shape in piece.shapes(model)]
-        merged = piece.merge(parts, model)
-        assert tuple(merged.shape) == piece.merged_shape(model)
-        assert all(torch.equal(a, b) for a, b in zip(piece.split(merged, model), parts, strict=True))
-
-
-@given(models())
-def test_merge_undoes_split_bit_for_bit(model: ModelConfig) -> None:
-    for piece in pieces(model):
-        merged = torch.randn(piece.merged_shape(model))
-        assert torch.equal(piece.merge(piece.split(merged, model), model), merged)
+        merged = [run.merged_row + n for run in piece.runs(model) for n in range(run.num_rows)]
+        assert merged == list(range(piece.merged_shape(model)[0]))
+        parts = [(run.part, run.part_row + n) for run in piece.runs(model) for n in range(run.num_rows)]
+        assert sorted(parts) == [(part, n) for part, shape in enumerate(piece.shapes(model)) for n in range(shape[0])]
 
 
 @given(models())
@@ -56,7 +49,7 @@ def test_query_heads_of_a_group_stand_before_its_key_and_value(model: ModelConfi
         (start + torch.arange(count)).repeat_interleave(head)[:, None].expand(-1, model.hidden_size)
         for start, count in ((0, groups * per_group), (1000, groups), (2000, groups))
     ]
-    merged = Piece(qkv).merge(parts, model)
+    merged = merge(Piece(qkv), parts, model)
     expected = []
     for group in range(groups):
         expected += [group * per_group + n for n in range(per_group)] + [1000 + group, 2000 + group]
@@ -66,7 +59,7 @@ def test_query_heads_of_a_group_stand_before_its_key_and_value(model: ModelConfi
 def test_gate_rows_stand_before_up_rows() -> None:
     fc1 = next(row for row in TABLE if "mlp.linear_fc1.weight" in row.megatron)
     gate, up = torch.zeros(48, 32), torch.ones(48, 32)
-    merged = Piece(fc1).merge([gate, up], LLAMA)
+    merged = merge(Piece(fc1), [gate, up], LLAMA)
     assert merged[:48].eq(0).all()
     assert merged[48:].eq(1).all()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_poro.conversion import to_hf, to_megatron
+from megatron_poro.conversion import Like, to_hf, to_megatron
 from tests.conversion.llamas import LLAMA, save_llama
 from tests.shared_data import shared
 
@@ -17,7 +17,7 @@ def test_transformers_loads_an_export_whole_and_computes_the_same(tmp_path: Path
     transformers = pytest.importorskip("transformers")
     source = shared("checkpoints/stories260K_hf") if "tied" in kind.split() else save_llama(tmp_path / "source", LLAMA)
     to_megatron(source, tmp_path / "megatron")
-    to_hf(tmp_path / "megatron", tmp_path / "hf", reference=source)
+    to_hf(tmp_path / "megatron", tmp_path / "hf", like=Like(source))
     load = transformers.LlamaForCausalLM.from_pretrained
     expected = load(source, dtype="auto")
     exported, info = load(tmp_path / "hf", dtype="auto", output_loading_info=True)

@@ -1,0 +1,108 @@
+"""The model card of an export: where the weights come from and what they were trained on, for whoever finds the folder."""
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_poro.config.schema import ModelConfig, head_dim
+from megatron_poro.conversion.megatron import MODEL, read_model_file
+
+CARD = "README.md"
+_TRAINING_KEYS = (
+    ("training", "steps"),
+    ("training", "global_batch_size"),
+    ("data", "sequence_length"),
+    ("optimizer", "learning_rate"),
+    ("optimizer", "final_learning_rate"),
+    ("optimizer", "schedule"),
+    ("optimizer", "warmup_fraction"),
+    ("optimizer", "weight_decay"),
+    ("training", "precision"),
+)
+
+
+def write_card(directory: Path, checkpoint: Path, model: ModelConfig, proof: Mapping[str, Any], *, has_tokenizer: bool) -> None:
+    """Write `README.md` from what the checkpoint says of itself, and the proof of its conversion."""
+    sections = (_front_matter(), _model(directory, model), _origin(checkpoint), _training(checkpoint), _ledger(checkpoint))
+    lines = [line for section in (*sections, _conversion(proof), _use(has_tokenizer)) for line in section]
+    (directory / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _front_matter() -> Iterator[str]:
+    yield from ("---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [llama, megatron_poro]", "---", "")
+
+
+def _model(directory: Path, model: ModelConfig) -> Iterator[str]:
+    name = directory.name.removeprefix(".").removesuffix(".partial")
+    yield from (f"# {name}", "")
+    yield (
+        f"A Llama of {model.num_layers} layers, width {model.hidden_size}, {model.num_attention_heads} query and "
+        f"{model.num_key_value_heads} key/value heads of {head_dim(model)}, and {model.vocab_size:,} tokens."
+    )
+    yield ""
+
+
+def _origin(checkpoint: Path) -> Iterator[str]:
+    yield from ("## Where the weights come from", "")
+    source = read_model_file(checkpoint)[1] if (checkpoint / MODEL).is_file() else {}
+    yield f"Exported from the Megatron checkpoint `{checkpoint.resolve().name}`."
+    if source.get("name"):
+        known = f", weights SHA-256 `{source['weights_sha256']}`" if source.get("weights_sha256") else ""
+        yield f"It started from `{source['name']}`{known}."
+    yield ""
+
+
+def _training(checkpoint: Path) -> Iterator[str]:
+    """Where the run stood and its settings; nothing where the checkpoint was only converted."""
+    state = _read(checkpoint / "state.json", json.loads)
+    if not state:
+        return
+    yield from ("## Training", "", f"{state.get('step', 0):,} steps, {state.get('tokens', 0):,} tokens.", "")
+    run = _read(checkpoint / "config.toml", tomllib.loads)
+    if run.get("recipe"):
+        yield from (f"Recipe: `{run['recipe']}`.", "")
+    yield from ("| setting | value |", "|---|---|")
+    for section, key in _TRAINING_KEYS:
+        if key in run.get(section, {}):
+            yield f"| `{section}.{key}` | {run[section][key]} |"
+    yield ""
+
+
+def _ledger(checkpoint: Path) -> Iterator[str]:
+    sources = _read(checkpoint / "state.json", json.loads).get("ledger", {}).get("sources", [])
+    if not sources:
+        return
+    yield from ("| source | tokens | epochs |", "|---|---|---|")
+    for entry in sources:
+        yield f"| {entry.get('name')} | {entry.get('tokens', 0):,} | {entry.get('epochs', 0):.3f} |"
+    yield ""
+
+
+def _conversion(proof: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("## Conversion", "")
+    if proof["proved"]:
+        cast = f" after the cast to {proof['cast']}" if proof["cast"] else ""
+        yield f"All {len(proof['tensors'])} tensors were read back from disk and equal the checkpoint's bit for bit{cast};"
+        yield f"`conversion.json` lists their hashes. Weights SHA-256 `{proof['target']['weights_sha256']}`."
+    else:
+        yield "The conversion was not proved (`--no-proof`)."
+    yield from (f"megatron_poro {proof['versions']['megatron_poro']}, torch {proof['versions']['torch']}.", "")
+
+
+def _use(has_tokenizer: bool) -> Iterator[str]:
+    yield from ("## Use", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "")
+    yield 'model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")'
+    if has_tokenizer:
+        yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
+    yield "```"
+
+
+def _read(path: Path, parse: Any) -> dict[str, Any]:
+    """A file's content; empty where there is none or it is damaged: a card says less, it stops nothing."""
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
