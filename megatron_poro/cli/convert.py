@@ -55,12 +55,6 @@ def _add_to_hf(commands: Any) -> None:
     _add_common(parser)
     _add_reference(parser, "take tokenizer, chat template, generation settings and special token ids from here")
     parser.add_argument(
-        "--dtype",
-        choices=("keep", "bfloat16", "float16", "float32"),
-        default="keep",
-        help="number type (default: as in the checkpoint)",
-    )
-    parser.add_argument(
         "--max-position-embeddings",
         metavar="N",
         type=positive,
@@ -85,6 +79,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="read both sides back and compare them tensor by tensor before the result is published (default: on)",
+    )
+
+    parser.add_argument(
+        "--dtype",
+        choices=("keep", "bfloat16", "float16", "float32"),
+        default="keep",
+        help="number type (default: as in the source)",
     )
 
 
@@ -123,6 +124,7 @@ def _run_to_megatron(args: argparse.Namespace) -> int:
         args.source,
         args.out,
         like=Like(args.reference, args.vocab_size),
+        dtype=_dtype(args),
         megatron_lm=target,
         effort=_effort(args),
     )
@@ -136,7 +138,7 @@ def _run_to_hf(args: argparse.Namespace) -> int:
         args.checkpoint,
         args.out,
         like=Like(args.reference, args.vocab_size),
-        dtype=None if args.dtype == "keep" else args.dtype,
+        dtype=_dtype(args),
         max_position_embeddings=args.max_position_embeddings,
         effort=_effort(args),
     )
@@ -149,6 +151,10 @@ def _run_verify(args: argparse.Namespace) -> int:
     different = verify(args.one, args.other, vocab_size=args.vocab_size, workers=args.workers)
     print("\n".join(different) if different else f"{args.one} and {args.other} are the same model")
     return DIFFERENT if different else 0
+
+
+def _dtype(args: argparse.Namespace) -> str | None:
+    return None if args.dtype == "keep" else args.dtype
 
 
 def _effort(args: argparse.Namespace) -> Any:

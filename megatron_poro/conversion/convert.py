@@ -17,11 +17,12 @@ import torch
 
 from data_indexing.progress import Advance, progress
 from megatron_poro import __version__
+from megatron_poro.config.schema import ModelConfig
 from megatron_poro.conversion.card import write_card
 from megatron_poro.conversion.checksums import check_small_files, hash_files, write_checksums
 from megatron_poro.conversion.files import LOCK, publish, write_json
 from megatron_poro.conversion.hf_config import CONFIG, ignored_keys, read_config, read_token_ids, to_huggingface
-from megatron_poro.conversion.huggingface import HuggingFaceModel, copy_text_files, open_huggingface, write_huggingface
+from megatron_poro.conversion.huggingface import COPIED, HuggingFaceModel, copy_text_files, open_huggingface, write_huggingface
 from megatron_poro.conversion.megatron import MODEL, open_as, read_model_file, write_megatron, write_model_file
 from megatron_poro.conversion.megatron_args import build_args
 from megatron_poro.conversion.megatron_torch import open_torch, whole_model, write_torch
@@ -74,20 +75,22 @@ def to_megatron(
     out: Path,
     *,
     like: Like = Like(),
+    dtype: str | None = None,
     megatron_lm: MegatronLM | None = None,
     effort: Effort = Effort(),
 ) -> dict[str, Any]:
     """Convert a model directory to a Megatron checkpoint at `out`, which must not exist; returns the proof.
 
-    Number types stay. Raises ConversionError before anything is written when the source is not a complete Llama.
+    `dtype` (a key of `CASTS`) casts, by default number types stay. Raises ConversionError before anything is written when the
+    source is not a complete Llama.
     """
-    weights = _open_source(source, like)
+    opened = _open_source(source, like)
+    weights = Cast(opened, CASTS[dtype]) if dtype else opened
     with publish(out, num_bytes=total_bytes(weights)) as partial, _Conversion("to-megatron", weights, effort) as conversion:
         target = _write_for_megatron_lm if megatron_lm else _write_checkpoint
-        opened = target(partial, weights, megatron_lm or MegatronLM(), conversion)
-        proof = conversion.prove(opened, out)
+        proof = conversion.prove(target(partial, weights, megatron_lm or MegatronLM(), conversion), out)
         if not megatron_lm:
-            origin = {**proof["source"], "token_ids": _token_ids(weights, like.reference)}
+            origin = {**proof["source"], "token_ids": _token_ids(opened, like.reference)}
             write_model_file(partial, weights.model, origin)
         write_json(partial / PROOF, proof)
         if conversion.hashes:
@@ -164,7 +167,7 @@ class _Conversion:
 
 def _open_source(directory: Path, like: Like) -> Weights:
     """Open what is converted, as the model that it says it is and that the reference is."""
-    model = read_config(like.reference) if like.reference else None
+    model = _reference_model(like.reference) if like.reference else None
     weights = open_weights(directory, like=model, vocab_size=like.vocab_size)
     check_small_files(weights.directory)
     if model and (different := differing_keys(model, weights.model)):
@@ -172,6 +175,13 @@ def _open_source(directory: Path, like: Like) -> Weights:
             f"{like.reference} is another model than {directory}: {different[0]} there; give the one that the run started from"
         )
     return weights
+
+
+def _reference_model(reference: Path) -> ModelConfig | None:
+    """The model that a reference describes; None where it has only a tokenizer and what goes with it."""
+    if not reference.is_dir() or not any((reference / name).is_file() for name in (CONFIG, *COPIED)):
+        raise ConversionError(f"{reference} holds neither {CONFIG} nor a tokenizer; give a Hugging Face directory")
+    return read_config(reference) if (reference / CONFIG).is_file() else None
 
 
 def _write_checkpoint(partial: Path, weights: Weights, _: MegatronLM, conversion: _Conversion) -> Weights:
@@ -199,8 +209,9 @@ def _write_for_megatron_lm(partial: Path, weights: Weights, target: MegatronLM, 
 
 def _token_ids(weights: Weights, reference: Path | None) -> Mapping[str, Any]:
     """The special token ids of the reference, of a Hugging Face source, or of what the checkpoint was made from."""
-    if reference or isinstance(weights, HuggingFaceModel):
-        return read_token_ids(reference or weights.directory)
+    for directory in (reference, weights.directory if isinstance(weights, HuggingFaceModel) else None):
+        if directory and (directory / CONFIG).is_file():
+            return read_token_ids(directory)
     if not (weights.directory / MODEL).is_file():
         return {}
     token_ids: Mapping[str, Any] = read_model_file(weights.directory)[1].get("token_ids", {})

@@ -5,7 +5,7 @@ spellings of the norms are read: Transformer Engine keeps them with the matrix t
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -332,14 +332,12 @@ def _main_dtype(weights: Weights) -> torch.dtype:
 
 
 def _check_layout(model: ModelConfig, layout: Layout) -> None:
-    divided: Sequence[tuple[str, int]] = (
-        ("attention heads", model.num_attention_heads),
-        ("key/value heads", model.num_key_value_heads),
-        ("feed-forward width", model.ffn_hidden_size),
-    )
-    for what, count in divided:
-        if count % layout.tensor:
-            raise LayoutError(f"{what} ({count}) do not divide over {layout.tensor} tensor ranks; choose a divisor")
+    tensor, groups = layout.tensor, model.num_key_value_heads
+    for what, count in (("attention heads", model.num_attention_heads), ("the feed-forward width", model.ffn_hidden_size)):
+        if count % tensor:
+            raise LayoutError(f"{what} ({count}) cannot be shared by {tensor} tensor ranks; choose a divisor")
+    if groups % tensor and tensor % groups:
+        raise LayoutError(f"key/value heads ({groups}) cannot be shared by {tensor} tensor ranks; choose a divisor or multiple")
     if layout.virtual_stages > 1 and layout.pipeline == 1:
-        raise LayoutError("virtual stages need more than one pipeline rank")
+        raise LayoutError("virtual stages need more than one pipeline rank; choose --pipeline 2 or more")
     layers_of(0, 0, model.num_layers, layout)

@@ -1,0 +1,312 @@
+"""Files from strangers: nothing in them runs, leaves its folder, or makes the reader allocate, hang or crash."""
+
+import json
+import os
+import pickle
+import random
+import resource
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_poro.conversion import MegatronLM, to_hf, to_megatron
+from megatron_poro.conversion.huggingface import open_huggingface
+from megatron_poro.conversion.megatron import open_as
+from megatron_poro.conversion.opening import open_weights
+from megatron_poro.conversion.safetensors_file import read_header
+from megatron_poro.conversion.table import pieces
+from megatron_poro.conversion.torch_archive import read_archive
+from megatron_poro.conversion.weights import Weights, digest
+from megatron_poro.errors import ConversionError
+from megatron_poro.topology import Layout
+from tests.conversion.llamas import LLAMA, random_tensors, save_llama, save_sharded
+
+NUMBERS: list[Any] = [0, 1, -1, 7, 511, 2**31, 2**53, 2**62, 2**63, 2**64, 10**30, 1.5, None, True, "8", [], {}, "\u0000"]
+FOR_MEGATRON_LM = replace(LLAMA, rope_original_length=8192)
+"""Megatron-LM knows no other original length."""
+ALLOWED_MB = 300
+"""What all the mutated inputs of a test together may add to the process; one believed size would add gigabytes."""
+
+
+class Hostile:
+    """Unpickles to a call."""
+
+    def __init__(self, call: Any, *args: Any) -> None:
+        self.call, self.args = call, args
+
+    def __reduce__(self) -> Any:
+        return self.call, self.args
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def read_all(weights: Weights) -> None:
+    for piece in pieces(weights.model):
+        for part in range(len(piece.names)):
+            digest(weights, piece, part, lambda *_: None)
+
+
+def try_all(mutants: int, write: Callable[[random.Random], None], read: Callable[[], None]) -> tuple[int, int]:
+    """How many mutants were refused and how many read; anything else than ConversionError fails the test."""
+    chance, before, refused = random.Random(mutants), peak_mb(), 0
+    for _ in range(mutants):
+        write(chance)
+        try:
+            read()
+        except ConversionError:
+            refused += 1
+    assert peak_mb() - before < ALLOWED_MB
+    return refused, mutants - refused
+
+
+def mutate_bytes(content: bytes, chance: random.Random) -> bytes:
+    data = bytearray(content)
+    for _ in range(chance.choice([1, 1, 2, 8])):
+        place = chance.randrange(len(data))
+        kind = chance.randrange(6)
+        if kind == 0:
+            data[place] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            data[place] = chance.choice([0, 0xFF, 0x80, 0x7F, *range(32, 48)])
+        elif kind == 2:
+            data[place : place + 8] = struct.pack("<q", chance.choice([-1, 2**31, 2**40, 2**62, -(2**63)]))
+        elif kind == 3:
+            del data[place : place + chance.choice([1, 4, 100])]
+        elif kind == 4:
+            data[place:place] = chance.randbytes(chance.choice([1, 4, 9]))
+        else:
+            other = chance.randrange(len(data))
+            data[place : place + 16] = data[other : other + 16]
+        data = data or bytearray(b"\0")
+    return bytes(data)
+
+
+def mutate_json(value: Any, chance: random.Random) -> Any:
+    """The value with one of its leaves, keys or branches changed."""
+    if isinstance(value, dict) and value and chance.random() < 0.95:
+        key = chance.choice(list(value))
+        changed = dict(value)
+        if chance.random() < 0.1:
+            changed[chance.choice(["", "x", "../x", "model.norm.weight"])] = changed.pop(key)
+        else:
+            changed[key] = mutate_json(value[key], chance)
+        return changed
+    if isinstance(value, list) and value and chance.random() < 0.8:
+        place = chance.randrange(len(value))
+        return [*value[:place], mutate_json(value[place], chance), *value[place + 1 :]]
+    if type(value) is int and chance.random() < 0.5:
+        return value + chance.choice([-1, 1, 4, -4, 2**32])
+    if isinstance(value, str) and chance.random() < 0.5:
+        return chance.choice(["F32", "BF16", "I8", "F4", "../a", "/etc/passwd", "a.safetensors", value + "x", value[:-1]])
+    return chance.choice(NUMBERS)
+
+
+def test_mutated_safetensors_headers(tmp_path: Path) -> None:
+    directory = save_llama(tmp_path / "hf")
+    path = directory / "model.safetensors"
+    sound = path.read_bytes()
+    length = struct.unpack("<Q", sound[:8])[0]
+    header, numbers = json.loads(sound[8 : 8 + length]), sound[8 + length :]
+
+    def write(chance: random.Random) -> None:
+        if chance.random() < 0.3:
+            opening = mutate_bytes(sound[: 8 + length], chance)
+            path.write_bytes(opening + numbers)
+            return
+        text = json.dumps(mutate_json(header, chance)).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + numbers)
+
+    refused, read = try_all(2500, write, lambda: read_all(open_huggingface(directory)))
+    assert refused > 1000
+    assert read < 1000
+
+
+def test_mutated_index_files(tmp_path: Path) -> None:
+    directory = save_sharded(tmp_path / "hf")
+    path = directory / "model.safetensors.index.json"
+    sound = path.read_bytes()
+
+    def write(chance: random.Random) -> None:
+        whole = chance.random() < 0.5
+        path.write_bytes(json.dumps(mutate_json(json.loads(sound), chance)).encode() if whole else mutate_bytes(sound, chance))
+
+    refused, _ = try_all(700, write, lambda: read_all(open_huggingface(directory)))
+    assert refused > 300
+
+
+def test_mutated_checkpoint_metadata(tmp_path: Path) -> None:
+    to_megatron(save_llama(tmp_path / "hf"), tmp_path / "megatron")
+    path = tmp_path / "megatron" / ".metadata"
+    sound = path.read_bytes()
+
+    def write(chance: random.Random) -> None:
+        path.write_bytes(mutate_bytes(sound, chance))
+
+    refused, _ = try_all(1500, write, lambda: read_all(open_as(path.parent, LLAMA)))
+    assert refused > 700
+
+
+def test_mutated_chunks_and_rank_files(tmp_path: Path) -> None:
+    source = save_llama(tmp_path / "hf", FOR_MEGATRON_LM)
+    to_megatron(source, tmp_path / "lm", megatron_lm=MegatronLM("torch"))
+    path = tmp_path / "lm" / "release" / "mp_rank_00" / "model_optim_rng.pt"
+    sound = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        end = archive.getinfo("archive/data/0").header_offset  # the pickle lies before
+    listing = sound.rindex(b"archive/version") - 10_000
+
+    def write(chance: random.Random) -> None:
+        if chance.random() < 0.5:
+            path.write_bytes(mutate_bytes(sound[:end], chance)[:end].ljust(end, b"\0") + sound[end:])
+        else:
+            path.write_bytes(sound[:listing] + mutate_bytes(sound[listing:], chance))
+
+    refused, _ = try_all(1000, write, lambda: read_all(open_weights(tmp_path / "lm", like=FOR_MEGATRON_LM)))
+    assert refused > 400
+
+
+@pytest.mark.parametrize("call", [os.system, eval, torch.load, getattr, print])
+@pytest.mark.parametrize("where", ["pytorch_model.bin", "rank file", "common.pt"])
+def test_a_pickle_that_would_run_code_is_refused_unrun(tmp_path: Path, where: str, call: Any) -> None:
+    hostile = Hostile(call, f"touch {tmp_path / 'ran'}")
+    source = save_llama(tmp_path / "hf", FOR_MEGATRON_LM)
+    if where == "pytorch_model.bin":
+        (source / "model.safetensors").unlink()
+        torch.save(random_tensors() | {"x": hostile}, source / where)
+    else:
+        to_megatron(source, tmp_path / "lm", megatron_lm=MegatronLM("torch" if where == "rank file" else "torch_dist"))
+        release = tmp_path / "lm" / "release"
+        path = release / "common.pt" if where == "common.pt" else release / "mp_rank_00" / "model_optim_rng.pt"
+        torch.save(torch.load(path, weights_only=False) | {"rng_state": hostile}, path)
+    with pytest.raises(ConversionError, match=r"refuses to load .*; no checkpoint needs it"):
+        read_all(open_weights(source if where == "pytorch_model.bin" else tmp_path / "lm", like=FOR_MEGATRON_LM))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_megatron_lm_pickles_beside_the_weights_is_named_and_never_made(tmp_path: Path) -> None:
+    import argparse
+    import signal
+
+    import numpy as np
+
+    beside = {
+        "args": argparse.Namespace(a=1, path=Path("x"), exit_signal=signal.SIGTERM),
+        "rng": np.random.default_rng(0).integers(9, size=9),
+    }
+    torch.save({**beside, "state": random.Random(1).getstate(), "w": torch.arange(3)}, tmp_path / "x.pt")
+    tree = read_archive(tmp_path / "x.pt")
+    assert tree["args"].a == 1
+    assert type(tree["args"]).__name__ == type(tree["rng"]).__name__ == type(tree["args"].path).__name__ == "Inert"
+    assert torch.equal(tree["w"].read(), torch.arange(3))
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02r\xff\xff\xff\x7f.", b"\x80\x02Np4000000000\n.", b"\x80\x02]r\x00\x00\x00\x60."])
+def test_a_pickle_that_asks_for_a_huge_memory_is_refused(tmp_path: Path, content: bytes) -> None:
+    before = peak_mb()
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+    with pytest.raises(ConversionError, match="a memo of"):
+        read_archive(tmp_path / "x.pt")
+    (tmp_path / ".metadata").write_bytes(content)
+    with pytest.raises(ConversionError, match="a memo of"):
+        open_as(tmp_path, LLAMA)
+    assert peak_mb() - before < ALLOWED_MB
+
+
+def test_a_file_of_before_torch_1_6_is_refused_with_the_reason(tmp_path: Path) -> None:
+    source = save_llama(tmp_path / "hf")
+    (source / "model.safetensors").unlink()
+    torch.save(random_tensors(), source / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    with pytest.raises(ConversionError, match=r"no archive of torch 1\.6 or later"):
+        open_huggingface(source)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_old_pytorch_files_are_converted(tmp_path: Path, sharded: bool) -> None:
+    source, tensors = save_llama(tmp_path / "hf"), random_tensors()
+    (source / "model.safetensors").unlink()
+    names = list(tensors)
+    shards = {"a.bin": names[:9], "b.bin": names[9:]} if sharded else {"pytorch_model.bin": names}
+    for shard, held in shards.items():
+        torch.save({name: tensors[name] for name in held}, source / shard)
+    if sharded:
+        places = {name: shard for shard, held in shards.items() for name in held}
+        (source / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    to_megatron(source, tmp_path / "megatron")
+    proof = to_hf(tmp_path / "megatron", tmp_path / "out")
+    assert len(proof["tensors"]) == len(tensors)
+
+
+PAIR = {"dtype": "F32", "shape": [2]}
+
+
+def header_of(tensors: dict[str, Any], num_bytes: int) -> bytes:
+    text = json.dumps(tensors).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(num_bytes)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "num_bytes"),
+    [
+        (
+            {
+                "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+            },
+            12,
+        ),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, 12),
+        ({"a": {"dtype": "F32", "shape": [-2, -1], "data_offsets": [0, 8]}}, 8),
+        ({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 2**82]}}, 8),
+        ({"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}, 8),
+        ({"a": {"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]}}, 8),
+        ({"a": {"dtype": "F31", "shape": [2], "data_offsets": [0, 8]}}, 8),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, 9),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], "x": 1}}, 8),
+        ({"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}, 8),
+        ({"a": None}, 0),
+    ],
+)
+def test_a_header_that_does_not_describe_the_file_is_refused(tmp_path: Path, tensors: dict[str, Any], num_bytes: int) -> None:
+    (tmp_path / "x.safetensors").write_bytes(header_of(tensors, num_bytes))
+    with pytest.raises(ConversionError, match=r"x\.safetensors is damaged"):
+        read_header(tmp_path / "x.safetensors")
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    text = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    with pytest.raises(ConversionError, match="twice"):
+        read_header(tmp_path / "x.safetensors")
+
+
+def test_a_full_disk_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = save_llama(tmp_path / "hf")
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(ConversionError, match="GB free, out takes"):
+        to_megatron(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_layout_is_named_when_a_rank_file_is_for_another(tmp_path: Path) -> None:
+    source = save_llama(tmp_path / "hf", FOR_MEGATRON_LM)
+    to_megatron(source, tmp_path / "lm", megatron_lm=MegatronLM("torch", Layout(2)))
+    release = tmp_path / "lm" / "release"
+    (release / "mp_rank_01").rename(release / "mp_rank_02")
+    with pytest.raises(ConversionError, match="tensor rank 1"):
+        open_weights(tmp_path / "lm", like=FOR_MEGATRON_LM)
+
+
+def test_metadata_is_pickle_of_known_classes_alone(tmp_path: Path) -> None:
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Hostile(os.system, "true")))
+    with pytest.raises(ConversionError, match=r"refuses to load posix\.system"):
+        open_as(tmp_path, LLAMA)
