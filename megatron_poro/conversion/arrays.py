@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -115,6 +115,18 @@ class StoredArray:
             stacked = len(self.shape) > 1 and box.sizes[0] == 1
             groups.setdefault(box.offsets[0] if stacked else None, []).append(box)
         return groups
+
+
+def stack(name: str, arrays: Sequence[StoredArray]) -> StoredArray:
+    """Arrays of one shape and type as one with a leading axis. Raises ConversionError when they are not alike."""
+    if len({(array.shape, array.dtype) for array in arrays}) != 1:
+        raise ConversionError(
+            f"{arrays[0].name} and the same of other layers have different shapes or types; convert it with its own tool"
+        )
+    boxes = tuple(
+        replace(box, offsets=(n, *box.offsets), sizes=(1, *box.sizes)) for n, array in enumerate(arrays) for box in array.boxes
+    )
+    return StoredArray(name, (len(arrays), *arrays[0].shape), arrays[0].dtype, boxes)
 
 
 def as_bytes(tensor: torch.Tensor) -> Bytes:

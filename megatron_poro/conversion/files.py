@@ -17,7 +17,7 @@ from megatron_poro.errors import ConversionError
 
 LOCK = ".lock"
 _BUFFER_BYTES = 8 * 2**20
-_SPARE_BYTES = 64 * 2**20
+_SPARE_BYTES = 2**20
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def _empty(partial: Path) -> None:
 
 def _check_space(target: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(target.parent).free
-    if num_bytes and free < num_bytes + _SPARE_BYTES:
+    if num_bytes and free < num_bytes * 1.01 + _SPARE_BYTES:
         raise ConversionError(
             f"{target.parent} has {free / 1e9:.1f} GB free, {target.name} takes {num_bytes / 1e9:.1f}; "
             "free space or choose another output"

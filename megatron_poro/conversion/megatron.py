@@ -18,7 +18,7 @@ from data_indexing.progress import Advance
 from megatron_poro.config.parse import Problems, build
 from megatron_poro.config.schema import ModelConfig
 from megatron_poro.config.validate import find_bad_numbers
-from megatron_poro.conversion.arrays import Shape
+from megatron_poro.conversion.arrays import Shape, stack
 from megatron_poro.conversion.files import read_json, write_json
 from megatron_poro.conversion.table import DROPPED_FROM_MEGATRON, Piece, is_dropped, pieces
 from megatron_poro.conversion.torch_dist import METADATA, PendingChunk, WrittenFile, read_checkpoint_index, write_chunks
@@ -43,17 +43,29 @@ def open_megatron(directory: Path) -> MegatronWeights:
 
 
 def open_as(directory: Path, model: ModelConfig) -> MegatronWeights:
-    """Open a distributed checkpoint as the given model, whether or not it has a `model.json`; errors as `open_megatron`."""
+    """Open a distributed checkpoint as the given model, whether or not it has a `model.json`; errors as `open_megatron`.
+
+    Layers may be stacked in one tensor, as they are by default, or have each their own, numbered in the name.
+    """
     index = read_checkpoint_index(directory)
     needed = {piece.row.megatron: piece for piece in pieces(model)}
+    arrays, used = {}, set()
     for name, piece in needed.items():
-        if name not in index.tensors:
-            raise ConversionError(f"{directory / METADATA} lists no {name}; give a checkpoint that holds the whole model")
-        check_shape(directory, index.tensors[name].shape, piece, model=model)
-    unknown = [name for name in index.tensors if name not in needed and not is_dropped(name, DROPPED_FROM_MEGATRON)]
+        names = [name] if name in index.tensors else _layer_names(name, model) if piece.row.stacked else [name]
+        if missing := [each for each in names if each not in index.tensors]:
+            wanted = name if len(missing) == len(names) else missing[0]
+            raise ConversionError(f"{directory / METADATA} lists no {wanted}; give a checkpoint that holds the whole model")
+        arrays[name] = index.locate(name) if names == [name] else stack(name, [index.locate(each) for each in names])
+        check_shape(directory, arrays[name].shape, piece, model=model)
+        used |= set(names)
+    unknown = [name for name in index.tensors if name not in used and not is_dropped(name, DROPPED_FROM_MEGATRON)]
     if unknown:
         raise ConversionError(f"{directory / METADATA} lists {', '.join(unknown[:3])}, which no Llama as in {MODEL} has")
-    return MegatronWeights(directory, model, {name: index.locate(name) for name in needed})
+    return MegatronWeights(directory, model, arrays)
+
+
+def _layer_names(name: str, model: ModelConfig) -> list[str]:
+    return [name.replace(".layers.", f".layers.{layer}.") for layer in range(model.num_layers)]
 
 
 def write_megatron(directory: Path, weights: Weights, *, hashed: bool = False, workers: int, advance: Advance) -> list[WrittenFile]:

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedStateDict
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     TorchDistSaveShardedStrategy,
@@ -138,7 +139,7 @@ def _check_shards(checkpoint: Path) -> None:
 
 def load_training(checkpoint: Path, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> TrainState:
     """Load weights and optimizer of a training checkpoint, strictly. Every rank must call it."""
-    content = _model_state(chunks)
+    content = _weights_state(chunks)
     content["optimizer"] = optimizer.sharded_state_dict(dict(content), is_loading=True, metadata=OPTIMIZER_METADATA)
     loaded = _load(checkpoint, content, not_wanted=("*._extra_state*",))
     _set_model(chunks, loaded)
@@ -152,7 +153,7 @@ def load_weights(
 ) -> None:
     """Load only the weights: the start of a run from a converted or trained checkpoint. Every rank must call it."""
     check_same_model(checkpoint, model)
-    loaded = _load(checkpoint, _model_state(chunks), not_wanted=("*._extra_state*", "optimizer.*"))
+    loaded = _load(checkpoint, _weights_state(chunks), not_wanted=("*._extra_state*", "optimizer.*"))
     _set_model(chunks, loaded)
     optimizer.reload_model_params()
 
@@ -160,8 +161,10 @@ def load_weights(
 def _load(checkpoint: Path, content: ShardedStateDict, *, not_wanted: Sequence[str]) -> dict[str, Any]:
     """What `content` asks for. Raises CheckpointError for a tensor that is missing or, unless its name is `not_wanted`, left over.
 
-    `_extra_state` is Transformer Engine's: present or absent according to what wrote the checkpoint, and empty outside FP8.
+    torch unpickles opaque objects, which can run code, so none may be asked for.
     """
+    if any(isinstance(value, ShardedObject) for value in nested_values(content)):
+        raise ValueError("an opaque object would be loaded")
     check_metadata_is_safe(checkpoint)
     _check_shards(checkpoint)
     try:
@@ -169,7 +172,7 @@ def _load(checkpoint: Path, content: ShardedStateDict, *, not_wanted: Sequence[s
     except Exception as error:  # megatron-core and torch raise whatever a damaged file makes them raise
         raise CheckpointError(f"{checkpoint}: cannot be loaded ({_first_line(error)}); move the folder away") from error
     unknown = sorted(key for key in left_over if not any(fnmatch(key, pattern) for pattern in not_wanted))
-    missing = sorted(key for key in absent if not fnmatch(key, "*._extra_state*"))
+    missing = sorted(absent)
     if unknown or missing:
         raise CheckpointError(
             f"{checkpoint}: not a checkpoint of this model: it lacks {missing[:3] or 'nothing'}, "
@@ -204,9 +207,17 @@ def _model_state(chunks: Sequence[DistributedDataParallel]) -> dict[str, Any]:
     return {_chunk_key(n, chunks): unwrap(chunk).sharded_state_dict() for n, chunk in enumerate(chunks)}
 
 
+def _weights_state(chunks: Sequence[DistributedDataParallel]) -> dict[str, Any]:
+    """What is loaded of the model: its tensors. The rest is `_extra_state`, Transformer Engine's, and empty outside FP8."""
+    states = _model_state(chunks).items()
+    return {key: {name: shard for name, shard in state.items() if not isinstance(shard, ShardedObject)} for key, state in states}
+
+
 def _set_model(chunks: Sequence[DistributedDataParallel], loaded: dict[str, Any]) -> None:
     for n, chunk in enumerate(chunks):
-        unwrap(chunk).load_state_dict(loaded[_chunk_key(n, chunks)])
+        model = unwrap(chunk)
+        empty = {name: None for name in model.state_dict() if name.endswith("_extra_state")}
+        model.load_state_dict(empty | loaded[_chunk_key(n, chunks)])
 
 
 def _chunk_key(n: int, chunks: Sequence[DistributedDataParallel]) -> str:

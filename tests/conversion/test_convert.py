@@ -13,6 +13,7 @@ import torch
 
 from megatron_poro.config import ModelConfig
 from megatron_poro.conversion import (
+    Effort,
     Like,
     convert,
     megatron,
@@ -25,11 +26,13 @@ from megatron_poro.conversion import (
 )
 from megatron_poro.conversion.arrays import Region
 from megatron_poro.conversion.files import publish
+from megatron_poro.conversion.hf_config import read_config
 from megatron_poro.conversion.huggingface import open_huggingface
 from megatron_poro.conversion.table import Piece, pieces
 from megatron_poro.conversion.weights import Weights, read_merged_into
 from megatron_poro.errors import ConversionError
 from tests.conversion.chunks import Chunk, write_checkpoint
+from tests.conversion.generations import GENERATIONS, write_config
 from tests.conversion.llamas import LLAMA, UNSCALED, digest, merge, random_tensors, save_llama, save_sharded
 from tests.shared_data import shared
 
@@ -107,6 +110,65 @@ def test_a_cast_export_is_proved_against_the_cast_values(tmp_path: Path) -> None
     assert proof["cast"] == "bfloat16"
     assert proof["tensors"] == {name: digest(tensor.bfloat16()) for name, tensor in random_tensors().items()}
     assert len(verify(source, tmp_path / "hf")) == len(random_tensors())
+
+
+def test_layers_that_have_each_their_own_tensor_are_read(tmp_path: Path) -> None:
+    tensors = random_tensors(LLAMA)
+    chunks: list[Chunk] = []
+    for piece in pieces(LLAMA):
+        chunk = merge(piece, [tensors[name] for name in piece.names], LLAMA)
+        name = piece.row.megatron.replace(".layers.", f".layers.{piece.layer}.")
+        chunks.append((name, chunk, (0,) * chunk.dim(), tuple(chunk.shape)))
+    (tmp_path / "megatron").mkdir()
+    write_checkpoint(tmp_path / "megatron", chunks)
+    write_model_file(tmp_path / "megatron", LLAMA, {})
+    assert verify(tmp_path / "megatron", save_llama(tmp_path / "source")) == []
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_every_generation_of_llama_comes_back_with_its_config(tmp_path: Path, generation: str) -> None:
+    config = GENERATIONS[generation]
+    source = save_llama(tmp_path / "source", read_config(write_config(tmp_path / "config", config)), config=config)
+    to_megatron(source, tmp_path / "megatron")
+    proof = to_hf(tmp_path / "megatron", tmp_path / "hf", like=Like(source))
+    assert verify(source, tmp_path / "hf") == []
+    exported = json.loads((tmp_path / "hf" / "config.json").read_text())
+    written_by = ("transformers_version", "pretraining_tp", "use_cache", "torch_dtype", "attention_dropout", "rope_scaling")
+    assert {key: exported[key] for key in config if key not in written_by} == {
+        key: value for key, value in config.items() if key not in written_by
+    }
+    if config["rope_scaling"]:
+        assert exported["rope_scaling"] == config["rope_scaling"]
+    assert proof["proved"]
+
+
+def test_the_proof_gives_a_reason_for_each_key_that_is_not_used(tmp_path: Path) -> None:
+    source = save_llama(tmp_path / "source", config={"pretraining_tp": 2, "transformers_version": "4.1"})
+    ignored = to_megatron(source, tmp_path / "megatron")["ignored_config_keys"]
+    assert ignored["pretraining_tp"] == "slices the same products"
+    assert {"transformers_version", "bos_token_id", "torch_dtype"} <= set(ignored)
+
+
+def test_without_the_proof_nothing_is_claimed_and_verify_can_do_it_later(tmp_path: Path) -> None:
+    source = save_llama(tmp_path / "source")
+    proof = to_megatron(source, tmp_path / "megatron", effort=Effort(proof=False))
+    assert (proof["proved"], proof["tensors"], proof["source"]["weights_sha256"]) == (False, {}, None)
+    to_hf(tmp_path / "megatron", tmp_path / "hf", effort=Effort(workers=3, proof=False))
+    assert "was not proved" in (tmp_path / "hf" / "README.md").read_text()
+    assert verify(tmp_path / "megatron", source) == verify(tmp_path / "hf", source) == []
+
+
+def test_a_reference_may_be_a_tokenizer_alone(tmp_path: Path) -> None:
+    to_megatron(save_llama(tmp_path / "source"), tmp_path / "megatron")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer" / "LICENSE").write_text("terms")
+    to_hf(tmp_path / "megatron", tmp_path / "hf", like=Like(tmp_path / "tokenizer"))
+    assert (tmp_path / "hf" / "LICENSE").read_text() == "terms"
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["bos_token_id"] == 3
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConversionError, match=r"neither config\.json nor a tokenizer"):
+        to_hf(tmp_path / "megatron", tmp_path / "other", like=Like(tmp_path / "empty"))
 
 
 def test_an_existing_target_is_refused_and_left_alone(tmp_path: Path) -> None:

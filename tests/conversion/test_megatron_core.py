@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_poro.conversion import read_checkpoint_index, to_megatron
+from megatron_poro.conversion import megatron, read_checkpoint_index, to_megatron
 from megatron_poro.conversion.huggingface import open_huggingface
 from megatron_poro.conversion.megatron import open_as
 from megatron_poro.conversion.verify import compare
@@ -35,8 +35,11 @@ def saved(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     """Where megatron-core saved what it loaded, by layout."""
     pytest.importorskip("megatron.core")
     folder = tmp_path_factory.mktemp("megatron")
-    for name, source in sources.items():
-        to_megatron(source, folder / name)
+    with pytest.MonkeyPatch.context() as patch:
+        # As with tensors of real size, several chunks of rows make one.
+        patch.setattr(megatron, "CHUNK_BYTES", 3000)
+        for name, source in sources.items():
+            to_megatron(source, folder / name)
     arguments = [argument for name, layout in JOBS for argument in (str(folder / name), layout)]
     command = [sys.executable, "-m", "tests.conversion.megatron_program", str(folder / "out"), *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)

@@ -25,5 +25,7 @@ def test_transformers_loads_an_export_whole_and_computes_the_same(tmp_path: Path
     assert exported.config.rope_parameters == expected.config.rope_parameters
     assert exported.config.eos_token_id == expected.config.eos_token_id
     assert exported.dtype == expected.dtype
+    generated = exported.generate(TOKENS, max_new_tokens=4, do_sample=False)
+    assert torch.equal(generated, expected.generate(TOKENS, max_new_tokens=4, do_sample=False))
     with torch.no_grad():
         assert torch.equal(exported(TOKENS).logits, expected(TOKENS).logits)
