@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def _add_to_hf(commands: Any) -> None:
         "checkpoint",
         metavar="CHECKPOINT",
         type=Path,
-        help="of poro, or of Megatron-LM in either of its formats (then with --reference)",
+        help="of poro, or of Megatron-LM in either of its formats",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="directory to create")
     _add_common(parser)
@@ -65,8 +66,8 @@ def _add_to_hf(commands: Any) -> None:
 
 def _add_verify(commands: Any) -> None:
     parser = commands.add_parser("verify", help="compare two model directories, of any format, tensor by tensor")
-    parser.add_argument("one", metavar="A", type=Path)
-    parser.add_argument("other", metavar="B", type=Path)
+    parser.add_argument("one", metavar="A", type=Path, help="a model directory")
+    parser.add_argument("other", metavar="B", type=Path, help="another; exit code 2 when they differ, in config or weights")
     parser.add_argument("--vocab-size", metavar="N", type=positive, help="tokens without padding, when neither side knows")
     _add_workers(parser)
     parser.set_defaults(run=_run_verify)
@@ -114,9 +115,12 @@ def positive(text: str) -> int:
 
 def _run_to_megatron(args: argparse.Namespace) -> int:
     from megatron_poro.conversion import Like, MegatronLM, to_megatron
+    from megatron_poro.errors import ConversionError
     from megatron_poro.topology import Layout
 
     target = None
+    if args.megatron_lm != "torch" and (args.tensor, args.pipeline, args.virtual_stages) != (1, 1, 1):
+        raise ConversionError("--tensor, --pipeline and --virtual-stages are for --megatron-lm torch; others have no layout")
     if args.megatron_lm:
         layout = Layout(args.tensor, args.pipeline, 1, args.virtual_stages)
         target = MegatronLM(args.megatron_lm, layout, local=args.transformer_impl == "local")
@@ -142,6 +146,8 @@ def _run_to_hf(args: argparse.Namespace) -> int:
         max_position_embeddings=args.max_position_embeddings,
         effort=_effort(args),
     )
+    if not any((args.out / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        print(f"{args.out} has no tokenizer: --reference HF_DIR gives it one", file=sys.stderr)
     return _report(proof, args.out)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_poro.config.schema import ModelConfig, head_dim
+from megatron_poro.config.schema import RANDOM, ModelConfig, head_dim
 from megatron_poro.conversion.megatron import MODEL, read_model_file
+from megatron_poro.conversion.proof import name_of
 
 CARD = "README.md"
 _TRAINING_KEYS = (
@@ -47,10 +48,11 @@ def _model(directory: Path, model: ModelConfig) -> Iterator[str]:
 def _origin(checkpoint: Path) -> Iterator[str]:
     yield from ("## Where the weights come from", "")
     source = read_model_file(checkpoint)[1] if (checkpoint / MODEL).is_file() else {}
-    yield f"Exported from the Megatron checkpoint `{checkpoint.resolve().name}`."
-    if source.get("name"):
+    yield f"Exported from the Megatron checkpoint `{name_of(checkpoint)}`."
+    while isinstance(source, dict) and source.get("name"):
         known = f", weights SHA-256 `{source['weights_sha256']}`" if source.get("weights_sha256") else ""
-        yield f"It started from `{source['name']}`{known}."
+        yield "It started from " + ("random weights." if source["name"] == RANDOM else f"`{source['name']}`{known}.")
+        source = source.get("origin", {})
     yield ""
 
 
@@ -59,7 +61,7 @@ def _training(checkpoint: Path) -> Iterator[str]:
     state = _read(checkpoint / "state.json", json.loads)
     if not state:
         return
-    yield from ("## Training", "", f"{state.get('step', 0):,} steps, {state.get('tokens', 0):,} tokens.", "")
+    yield from ("## Training", "", f"Steps: {state.get('step', 0):,}. Tokens: {state.get('tokens', 0):,}.", "")
     run = _read(checkpoint / "config.toml", tomllib.loads)
     if run.get("recipe"):
         yield from (f"Recipe: `{run['recipe']}`.", "")
@@ -92,7 +94,8 @@ def _conversion(proof: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _use(has_tokenizer: bool) -> Iterator[str]:
-    yield from ("## Use", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "")
+    classes = "AutoModelForCausalLM, AutoTokenizer" if has_tokenizer else "AutoModelForCausalLM"
+    yield from ("## Use", "", "```python", f"from transformers import {classes}", "")
     yield 'model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")'
     if has_tokenizer:
         yield 'tokenizer = AutoTokenizer.from_pretrained(".")'

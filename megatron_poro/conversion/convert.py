@@ -4,47 +4,38 @@ A conversion is written beside its target, both sides are opened again from disk
 (`conversion.json`) is put with it, and only then it is renamed. It uses the memory of a block a thread and no GPU.
 """
 
-import hashlib
-import platform
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data_indexing.progress import Advance, progress
-from megatron_poro import __version__
 from megatron_poro.config.schema import ModelConfig
 from megatron_poro.conversion.card import write_card
 from megatron_poro.conversion.checksums import check_small_files, hash_files, write_checksums
 from megatron_poro.conversion.files import LOCK, publish, write_json
-from megatron_poro.conversion.hf_config import CONFIG, ignored_keys, read_config, read_token_ids, to_huggingface
-from megatron_poro.conversion.huggingface import COPIED, HuggingFaceModel, copy_text_files, open_huggingface, write_huggingface
+from megatron_poro.conversion.hf_config import CONFIG, read_config, read_token_ids, to_huggingface
+from megatron_poro.conversion.huggingface import (
+    COPIED,
+    HuggingFaceModel,
+    copy_text_files,
+    is_huggingface,
+    open_huggingface,
+    write_huggingface,
+)
 from megatron_poro.conversion.megatron import MODEL, open_as, read_model_file, write_megatron, write_model_file
 from megatron_poro.conversion.megatron_args import build_args
 from megatron_poro.conversion.megatron_torch import open_torch, whole_model, write_torch
 from megatron_poro.conversion.opening import RELEASE, TRACKER, open_weights
+from megatron_poro.conversion.proof import PROOF, PROVED, Conversion, Effort
 from megatron_poro.conversion.table import pieces
 from megatron_poro.conversion.torch_dist import write_metadata
-from megatron_poro.conversion.verify import check_sums, checked_bytes, compare, differing_keys
+from megatron_poro.conversion.verify import differing_keys
 from megatron_poro.conversion.weights import Cast, Weights, total_bytes
 from megatron_poro.errors import ConversionError
 from megatron_poro.topology import Layout
 
-PROOF = "conversion.json"
-FORMAT = 2
 CASTS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How a conversion works: threads, and whether it is proved."""
-
-    workers: int = 2
-    proof: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,25 +68,27 @@ def to_megatron(
     like: Like = Like(),
     dtype: str | None = None,
     megatron_lm: MegatronLM | None = None,
-    effort: Effort = Effort(),
+    effort: Effort = PROVED,
 ) -> dict[str, Any]:
     """Convert a model directory to a Megatron checkpoint at `out`, which must not exist; returns the proof.
 
     `dtype` (a key of `CASTS`) casts, by default number types stay. Raises ConversionError before anything is written when the
     source is not a complete Llama.
     """
-    opened = _open_source(source, like)
+    opened = _open_source(source, out, like)
     weights = Cast(opened, CASTS[dtype]) if dtype else opened
-    with publish(out, num_bytes=total_bytes(weights)) as partial, _Conversion("to-megatron", weights, effort) as conversion:
-        target = _write_for_megatron_lm if megatron_lm else _write_checkpoint
-        proof = conversion.prove(target(partial, weights, megatron_lm or MegatronLM(), conversion), out)
-        if not megatron_lm:
-            origin = {**proof["source"], "token_ids": _token_ids(opened, like.reference)}
-            write_model_file(partial, weights.model, origin)
+    with publish(out, num_bytes=total_bytes(weights)) as partial, Conversion("to-megatron", weights, effort) as conversion:
+        if megatron_lm:
+            proof = conversion.prove(_write_for_megatron_lm(partial, megatron_lm, conversion), out)
+            write_json(partial / PROOF, proof)
+            return proof
+        files = _write_checkpoint(partial, conversion)
+        proof = conversion.prove(open_as(partial, weights.model), out)
+        write_model_file(partial, weights.model, proof["source"] | _origin(opened, like.reference))
         write_json(partial / PROOF, proof)
-        if conversion.hashes:
-            others = [path.name for path in partial.iterdir() if path.name not in {LOCK, *conversion.hashes}]
-            write_checksums(partial, conversion.hashes | hash_files(partial, others))
+        if effort.proof:
+            others = [path.name for path in partial.iterdir() if path.name not in {LOCK, *files}]
+            write_checksums(partial, files | hash_files(partial, others))
     return proof
 
 
@@ -106,7 +99,7 @@ def to_hf(
     like: Like = Like(),
     dtype: str | None = None,
     max_position_embeddings: int | None = None,
-    effort: Effort = Effort(),
+    effort: Effort = PROVED,
 ) -> dict[str, Any]:
     """Convert a Megatron checkpoint to a Hugging Face directory at `out`, which must not exist; returns the proof.
 
@@ -114,11 +107,13 @@ def to_hf(
     checkpoint's number types stay. Raises ConversionError before anything is written when the checkpoint is not a complete
     model or the reference does not fit.
     """
-    source, reference = _open_source(checkpoint, like), like.reference
+    if is_huggingface(checkpoint) and not (checkpoint / MODEL).is_file():
+        raise ConversionError(f"{checkpoint} is a Hugging Face directory already; give a checkpoint, or copy the folder")
+    source, reference = _open_source(checkpoint, out, like), like.reference
     weights = Cast(source, CASTS[dtype]) if dtype else source
     model = replace(source.model, max_position_embeddings=max_position_embeddings or source.model.max_position_embeddings)
     config = to_huggingface(model, _token_ids(source, reference), weights.dtype(next(pieces(model))))
-    with publish(out, num_bytes=total_bytes(weights)) as partial, _Conversion("to-hf", weights, effort) as conversion:
+    with publish(out, num_bytes=total_bytes(weights)) as partial, Conversion("to-hf", weights, effort) as conversion:
         write_json(partial / CONFIG, config)
         write_huggingface(partial, weights, workers=effort.workers, advance=conversion.advance)
         copied = copy_text_files(reference, partial) if reference else []
@@ -128,45 +123,10 @@ def to_hf(
     return proof
 
 
-class _Conversion:
-    """The progress, times and proof of one conversion."""
-
-    def __init__(self, what: str, source: Weights, effort: Effort) -> None:
-        self.source, self.effort = source, effort
-        self.hashes: dict[str, Any] = {}
-        size = total_bytes(source)
-        self._bar = progress(what, total=size + (2 * size + checked_bytes(source) if effort.proof else 0), unit="B")
-        self._started = time.monotonic()
-
-    def __enter__(self) -> "_Conversion":
-        self.advance: Advance = self._bar.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.__exit__(*error)
-
-    def prove(self, target: Weights, out: Path) -> dict[str, Any]:
-        """The content of `conversion.json`; raises ConversionError naming the first tensor that did not come out as it went in."""
-        written = time.monotonic()
-        hashes: Mapping[str, tuple[str, str]] = self._compare(target) if self.effort.proof else {}
-        seconds = {"write": written - self._started, "prove": time.monotonic() - written}
-        return _describe(self.source, out, hashes) | {"seconds": {name: round(took, 3) for name, took in seconds.items()}}
-
-    def _compare(self, target: Weights) -> dict[str, tuple[str, str]]:
-        workers = self.effort.workers
-        check_sums(self.source, workers=workers, advance=self.advance)
-        hashes, different = compare(self.source, target, workers=workers, advance=self.advance)
-        different = differing_keys(self.source.model, target.model) + different
-        if different:
-            raise ConversionError(
-                f"{target.directory} does not read back as it was written ({different[0]}; {len(different)} in all); "
-                "check memory and disk, then convert again"
-            )
-        return hashes
-
-
-def _open_source(directory: Path, like: Like) -> Weights:
+def _open_source(directory: Path, out: Path, like: Like) -> Weights:
     """Open what is converted, as the model that it says it is and that the reference is."""
+    if out.resolve().is_relative_to(directory.resolve()):
+        raise ConversionError(f"{out} lies in {directory}, which is not to be changed; choose another output")
     model = _reference_model(like.reference) if like.reference else None
     weights = open_weights(directory, like=model, vocab_size=like.vocab_size)
     check_small_files(weights.directory)
@@ -184,60 +144,43 @@ def _reference_model(reference: Path) -> ModelConfig | None:
     return read_config(reference) if (reference / CONFIG).is_file() else None
 
 
-def _write_checkpoint(partial: Path, weights: Weights, _: MegatronLM, conversion: _Conversion) -> Weights:
-    effort = conversion.effort
+def _write_checkpoint(partial: Path, conversion: Conversion) -> dict[str, Any]:
+    """Write a checkpoint of ours; returns size and hash of its tensor files."""
+    effort, weights = conversion.effort, conversion.source
     files = write_megatron(partial, weights, hashed=effort.proof, workers=effort.workers, advance=conversion.advance)
     write_metadata(partial, files)
-    conversion.hashes = {file.name: {"bytes": file.num_bytes, "sha256": file.sha256} for file in files if file.sha256}
-    return open_as(partial, weights.model)
+    return {file.name: {"bytes": file.num_bytes, "sha256": file.sha256} for file in files}
 
 
-def _write_for_megatron_lm(partial: Path, weights: Weights, target: MegatronLM, conversion: _Conversion) -> Weights:
-    (partial / TRACKER).write_text(f"{RELEASE}\n")
+def _write_for_megatron_lm(partial: Path, target: MegatronLM, conversion: Conversion) -> Weights:
+    """Write a folder for Megatron-LM's --load, and open it again."""
+    effort, weights = conversion.effort, conversion.source
     directory, model = partial / RELEASE, weights.model
+    (partial / TRACKER).write_text(f"{RELEASE}\n")
     directory.mkdir()
     if target.format == "torch":
-        write_torch(
-            directory, weights, target.layout, local=target.local, workers=conversion.effort.workers, advance=conversion.advance
-        )
+        write_torch(directory, weights, target.layout, local=target.local, workers=effort.workers, advance=conversion.advance)
         return whole_model(open_torch(directory), model)
     args = build_args(model, weights.dtype(next(pieces(model))), tensor=1, pipeline=1, virtual=1)
-    files = write_megatron(directory, weights, workers=conversion.effort.workers, advance=conversion.advance)
+    files = write_megatron(directory, weights, workers=effort.workers, advance=conversion.advance)
     write_metadata(directory, files, common={"args": args, "checkpoint_version": 3.0, "iteration": 0})
     return open_as(directory, model)
 
 
-def _token_ids(weights: Weights, reference: Path | None) -> Mapping[str, Any]:
-    """The special token ids of the reference, of a Hugging Face source, or of what the checkpoint was made from."""
-    for directory in (reference, weights.directory if isinstance(weights, HuggingFaceModel) else None):
+def _origin(source: Weights, reference: Path | None) -> dict[str, Any]:
+    """What `model.json` says of the source beside its name and hash: token ids, and where a checkpoint's own weights came from."""
+    recorded = read_model_file(source.directory)[1] if (source.directory / MODEL).is_file() else {}
+    before = {"origin": {key: value for key, value in recorded.items() if key != "token_ids"}} if recorded else {}
+    return before | {"token_ids": _token_ids(source, reference)}
+
+
+def _token_ids(weights: Weights, reference: Path | None) -> dict[str, Any]:
+    """The special token ids that the source records, and over them those that the reference has."""
+    token_ids: dict[str, Any] = {}
+    if (weights.directory / MODEL).is_file():
+        token_ids = dict(read_model_file(weights.directory)[1].get("token_ids", {}))
+    for directory in (weights.directory if isinstance(weights, HuggingFaceModel) else None, reference):
         if directory and (directory / CONFIG).is_file():
-            return read_token_ids(directory)
-    if not (weights.directory / MODEL).is_file():
-        return {}
-    token_ids: Mapping[str, Any] = read_model_file(weights.directory)[1].get("token_ids", {})
+            found = read_token_ids(directory)
+            token_ids = dict.fromkeys(found) | token_ids | {key: value for key, value in found.items() if value is not None}
     return token_ids
-
-
-def _describe(source: Weights, out: Path, hashes: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    sides = [{name: pair[side] for name, pair in hashes.items()} for side in (0, 1)]
-    return {
-        "format": FORMAT,
-        "proved": bool(hashes),
-        "source": {"name": source.directory.resolve().name, "weights_sha256": _hash_all(sides[0])},
-        "target": {"name": out.name, "weights_sha256": _hash_all(sides[1])},
-        "cast": str(source.to).removeprefix("torch.") if isinstance(source, Cast) else None,
-        "ignored_config_keys": ignored_keys(source.directory) if isinstance(source, HuggingFaceModel) else {},
-        "tensors": sides[0],
-        "versions": {
-            "megatron_poro": __version__,
-            "torch": torch.__version__,
-            "safetensors": version("safetensors"),
-            "python": platform.python_version(),
-        },
-    }
-
-
-def _hash_all(hashes: Mapping[str, str]) -> str | None:
-    """One hash over the names and hashes of all tensors: that of the model, in whatever format it lies."""
-    lines = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
-    return hashlib.sha256(lines.encode()).hexdigest() if hashes else None

@@ -73,7 +73,7 @@ def _check_space(target: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if num_bytes and free < num_bytes * 1.01 + _SPARE_BYTES:
         raise ConversionError(
-            f"{target.parent} has {free / 1e9:.1f} GB free, {target.name} takes {num_bytes / 1e9:.1f}; "
+            f"{target.parent} has {free / 1e9:.3f} GB free, {target.name} takes {num_bytes / 1e9:.3f}; "
             "free space or choose another output"
         )
 

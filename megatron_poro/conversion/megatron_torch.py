@@ -74,6 +74,7 @@ def open_torch(directory: Path) -> TorchCheckpoint:
     if set(chunks) != {(rank, n) for rank in trees for n in range(virtual)}:
         raise ConversionError(f"{directory}: its ranks hold different numbers of model chunks; copy it again")
     args = trees[Rank(0, 0)].get("args")
+    _check_sizes(directory, args, {"tensor": tensor, "pipeline": pipeline})
     return TorchCheckpoint(directory, args, Layout(tensor, pipeline, 1, virtual), chunks)
 
 
@@ -112,6 +113,14 @@ def write_torch(directory: Path, weights: Weights, layout: Layout, *, local: boo
     ranks = [Rank(p, t) for p in range(layout.pipeline) for t in range(layout.tensor)]
     jobs = [_RankJob(directory / _folder_of(rank, layout), weights, layout, rank, local) for rank in ranks]
     run_jobs(jobs, workers=workers, advance=advance)
+
+
+def _check_sizes(directory: Path, args: Any, found: Mapping[str, int]) -> None:
+    """The last ranks of an axis may be missing without a gap: the arguments tell."""
+    for axis, size in found.items():
+        wanted = vars(args).get(f"{axis}_model_parallel_size") if args is not None else None
+        if wanted not in (None, size):
+            raise ConversionError(f"{directory} has the files of {size} {axis} ranks, its arguments say {wanted}; copy it again")
 
 
 def _list_ranks(directory: Path) -> dict[Rank, Path]:

@@ -25,18 +25,35 @@ def open_weights(directory: Path, *, like: ModelConfig | None = None, vocab_size
     Raises ConversionError for a directory of no known format, or one that is no complete Llama.
     """
     directory = resolve(directory)
-    if (directory / MODEL).is_file():
-        return open_megatron(directory)
-    if is_huggingface(directory):
-        return open_huggingface(directory)
+    weights = _open_known(directory)
+    if weights is not None:
+        if vocab_size not in (None, weights.model.vocab_size):
+            raise ConversionError(f"{directory} has {weights.model.vocab_size} tokens, not {vocab_size}; leave --vocab-size out")
+        return weights
     if is_torch_dist(directory):
         return open_as(directory, _model_of(directory, _common_args(directory), like, vocab_size))
     if is_torch(directory):
         checkpoint = open_torch(directory)
         return whole_model(checkpoint, _model_of(directory, checkpoint.args, like, vocab_size))
-    raise ConversionError(
-        f"{directory} is no model directory: it has no config.json, no {MODEL}, no .metadata, no {TRACKER} and no mp_rank_ folders"
-    )
+    raise ConversionError(_why_not(directory))
+
+
+def _open_known(directory: Path) -> Weights | None:
+    """Open a directory that says all of its model itself; None when it is none of those."""
+    if (directory / MODEL).is_file():
+        return open_megatron(directory)
+    return open_huggingface(directory) if is_huggingface(directory) else None
+
+
+def _why_not(directory: Path) -> str:
+    if not directory.exists():
+        return f"{directory} does not exist; give a model directory, a model of the Hub after it was downloaded"
+    if not directory.is_dir():
+        return f"{directory} is a file; give its folder"
+    runs = sorted((*directory.glob("step_*"), *directory.glob("checkpoints/step_*")))
+    if runs:
+        return f"{directory} holds {len(runs)} checkpoints; give one of them, such as {runs[-1]}"
+    return f"{directory} is no model directory: it has no config.json, {MODEL}, .metadata, {TRACKER} or mp_rank_ folders"
 
 
 def knows_its_vocabulary(directory: Path) -> bool:
@@ -87,5 +104,18 @@ def _model_of(directory: Path, args: Any, like: ModelConfig | None, vocab_size: 
             f"{directory} knows its vocabulary only with padding rows; give --reference HF_DIR, the model that it started from, "
             "or --vocab-size N"
         )
+    _check_padding(directory, args, size)
     model = read_args(args, vocab_size=size, where=directory)
     return model if like is None else replace(model, max_position_embeddings=like.max_position_embeddings)
+
+
+def _check_padding(directory: Path, args: Any, vocab_size: int) -> None:
+    """Raise ConversionError unless Megatron-LM would have padded this vocabulary to the size that the arguments give."""
+    given = vars(args)
+    rows, tensor = given.get("padded_vocab_size"), given.get("tensor_model_parallel_size") or 1
+    multiple = (given.get("make_vocab_size_divisible_by") or 128) * tensor
+    if isinstance(rows, int) and not rows - multiple < vocab_size <= rows:
+        raise ConversionError(
+            f"{directory} has {rows} rows of vocabulary, padded to a multiple of {multiple}; {vocab_size} tokens would not have "
+            "that many; give the size of the vocabulary that it was trained with"
+        )

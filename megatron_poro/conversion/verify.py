@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,20 @@ def verify(one: Path, other: Path, *, vocab_size: int | None = None, workers: in
     first, second = _open_both(one, other, vocab_size)
     if different := differing_keys(first.model, second.model):
         return different
+    if types := _different_types(first, second):
+        return [types]
     with progress("verify", total=2 * total_bytes(first) + checked_bytes(first) + checked_bytes(second), unit="B") as advance:
         check_sums(first, workers=workers, advance=advance)
         check_sums(second, workers=workers, advance=advance)
         _, different = compare(first, second, workers=workers, advance=advance)
     return different
+
+
+def _different_types(first: Weights, second: Weights) -> str:
+    """A line when no tensor of one has the number type that it has in the other."""
+    types = [(first.dtype(piece), second.dtype(piece)) for piece in pieces(first.model)]
+    alike = any(one == other for one, other in types)
+    return "" if alike else f"the number types differ: {types[0][0]} against {types[0][1]}; compare with a cast export"
 
 
 def _open_both(one: Path, other: Path, vocab_size: int | None) -> tuple[Weights, Weights]:
@@ -68,6 +78,14 @@ class _CompareJob:
         if types[0] != types[1]:
             return name, hashes, f"{name}: {types[0]} against {types[1]}"
         return name, hashes, f"{name}: numbers differ" if hashes[0] != hashes[1] else ""
+
+
+def hash_weights(weights: Weights, *, workers: int, advance: Advance) -> dict[str, str]:
+    """SHA-256 of each tensor by its Hugging Face name."""
+    parts = [(piece, part) for piece in pieces(weights.model) for part in range(len(piece.row.parts))]
+    jobs = [partial(digest, weights, piece, part) for piece, part in parts]
+    hashes = run_jobs(jobs, workers=workers, advance=advance)
+    return {piece.names[part]: found for (piece, part), found in zip(parts, hashes, strict=True)}
 
 
 def checked_bytes(weights: Weights) -> int:

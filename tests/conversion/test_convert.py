@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from megatron_poro.config import ModelConfig
 from megatron_poro.conversion import (
     Effort,
     Like,
-    convert,
     megatron,
     open_megatron,
+    proof,
     read_model_file,
     to_hf,
     to_megatron,
@@ -109,7 +110,8 @@ def test_a_cast_export_is_proved_against_the_cast_values(tmp_path: Path) -> None
     proof = to_hf(tmp_path / "megatron", tmp_path / "hf", dtype="bfloat16")
     assert proof["cast"] == "bfloat16"
     assert proof["tensors"] == {name: digest(tensor.bfloat16()) for name, tensor in random_tensors().items()}
-    assert len(verify(source, tmp_path / "hf")) == len(random_tensors())
+    assert proof["source"]["weights_sha256"] == read_model_file(tmp_path / "megatron")[1]["weights_sha256"]
+    assert verify(source, tmp_path / "hf")[0].startswith("the number types differ: torch.float32 against torch.bfloat16")
 
 
 def test_layers_that_have_each_their_own_tensor_are_read(tmp_path: Path) -> None:
@@ -171,6 +173,41 @@ def test_a_reference_may_be_a_tokenizer_alone(tmp_path: Path) -> None:
         to_hf(tmp_path / "megatron", tmp_path / "other", like=Like(tmp_path / "empty"))
 
 
+def test_a_target_inside_the_source_is_refused(tmp_path: Path) -> None:
+    source = save_llama(tmp_path / "source")
+    with pytest.raises(ConversionError, match="which is not to be changed"):
+        to_megatron(source, source / "megatron")
+
+
+def test_where_the_weights_of_a_checkpoint_came_from_is_carried_on(tmp_path: Path) -> None:
+    to_megatron(save_llama(tmp_path / "Llama-X"), tmp_path / "first")
+    to_megatron(tmp_path / "first", tmp_path / "second")
+    source = read_model_file(tmp_path / "second")[1]
+    assert (source["name"], source["origin"]["name"], source["token_ids"]["bos_token_id"]) == ("first", "Llama-X", 3)
+    to_hf(tmp_path / "second", tmp_path / "hf")
+    assert "It started from `Llama-X`" in (tmp_path / "hf" / "README.md").read_text()
+
+
+def test_an_export_of_an_export_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="is a Hugging Face directory already"):
+        to_hf(save_llama(tmp_path / "source"), tmp_path / "hf")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.write_text(""), "is a file; give its folder"),
+        (lambda path: path.mkdir(), "is no model directory"),
+        (lambda path: (path / "checkpoints" / "step_00000007").mkdir(parents=True), "such as .*step_00000007"),
+    ],
+)
+def test_what_is_no_model_directory_is_told_apart(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(ConversionError, match=message):
+        to_hf(tmp_path / "x", tmp_path / "hf")
+
+
 def test_an_existing_target_is_refused_and_left_alone(tmp_path: Path) -> None:
     source = save_llama(tmp_path / "source")
     (tmp_path / "megatron").mkdir()
@@ -183,7 +220,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     def interrupted(*args: Any, **keywords: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "compare", interrupted)
+    monkeypatch.setattr(proof, "compare", interrupted)
     source = save_llama(tmp_path / "source")
     with pytest.raises(KeyboardInterrupt):
         to_megatron(source, tmp_path / "megatron")
@@ -277,8 +314,8 @@ def peak_bytes():
 folder = Path(sys.argv[1])
 for name in ("small", "big"):
     before = peak_bytes()
-    to_megatron(folder / name, folder / name / "megatron")
-    to_hf(folder / name / "megatron", folder / name / "hf")
+    to_megatron(folder / name, folder / f"{name}-megatron")
+    to_hf(folder / f"{name}-megatron", folder / f"{name}-hf")
 print(peak_bytes() - before)
 """
 

@@ -74,12 +74,12 @@ def test_a_mistake_is_one_line_and_code_2(tmp_path: Path) -> None:
     done = run(*words, "--save-dir", tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "none is no model directory" in done.stderr
+    assert "llama_mistral loads a Hugging Face directory" in done.stderr
 
 
 def test_the_sbatch_file_converts_both_ways(source: Path, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "bin" / "srun").write_text('#!/bin/sh\nshift\nexec "$@"\n')
     (tmp_path / "bin" / "poro").write_text(f'#!/bin/sh\nexec {sys.executable} -m megatron_poro "$@"\n')
     for name in ("srun", "poro"):
         (tmp_path / "bin" / name).chmod(0o755)

@@ -114,6 +114,14 @@ def test_without_a_vocabulary_size_the_way_out_is_named(written: tuple[str, Path
         to_hf(written[1] / "1x1x1", tmp_path / "hf")
 
 
+@pytest.mark.parametrize(("vocab_size", "message"), [(100, "100 tokens would not"), (2000, "2000 tokens would not")])
+def test_a_vocabulary_that_padding_does_not_explain_is_refused(
+    written: tuple[str, Path], tmp_path: Path, vocab_size: int, message: str
+) -> None:
+    with pytest.raises(ConversionError, match=message):
+        to_hf(written[1] / "1x1x1", tmp_path / "hf", like=Like(vocab_size=vocab_size))
+
+
 def test_two_checkpoints_of_megatron_lm_are_compared_without_knowing_the_vocabulary(written: tuple[str, Path]) -> None:
     folder = written[1]
     assert verify(folder / "2x1x1", folder / "2x2x2") == []
