@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Protocol
 
 _LINE_SECONDS = 60.0
@@ -53,18 +54,22 @@ def _bar(description: str, total: int, unit: str) -> Iterator[Advance]:
     # Imported here: rich takes longer to import than most commands take to answer.
     from rich import progress as rich_progress
     from rich.console import Console
+    from rich.table import Column
 
-    columns = ("{task.description}", rich_progress.BarColumn(), "{task.fields[rate]}", "left:")
-    bar = rich_progress.Progress(*columns, rich_progress.TimeRemainingColumn(), console=Console(stderr=True))
+    # On a narrow terminal the end of the text gives way: the note.
+    text = rich_progress.TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+    name = rich_progress.TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=len(description)))
+    bar = rich_progress.Progress(name, rich_progress.BarColumn(10), text, console=Console(stderr=True), expand=True)
     with bar:
-        task = bar.add_task(description, total=total, rate="")
+        task = bar.add_task(description, total=total, text="")
 
         def advance(amount: int, note: str = "", /) -> None:
             bar.update(task, advance=amount)
             now = bar.tasks[task]
             rate = _amount(now.completed / max(now.elapsed or 0, 1e-9), unit)
-            shown = f"{_amount(now.completed, unit)} of {_amount(total, unit)}, {rate}/s{note and ', '}{note}"
-            bar.update(task, rate=shown)
+            left = timedelta(seconds=int(now.time_remaining)) if now.time_remaining is not None else "-:--:--"
+            shown = f"{_amount(now.completed, unit)} of {_amount(total, unit)}, {rate}/s, {left} left{note and ', '}{note}"
+            bar.update(task, text=shown)
 
         yield advance
 

@@ -11,6 +11,7 @@ a block; the written files are read back and compared before they appear.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from megatron_poro.cli.convert import positive
 from megatron_poro.conversion import Effort, Like, MegatronLM, to_hf, to_megatron
 from megatron_poro.errors import ConversionError, PoroError
 from megatron_poro.topology import Layout
@@ -31,12 +33,15 @@ SAVE_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert, or print one line about what is wrong and return 2."""
     args = _build_parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         _check(args)
         proof = _export(args) if args.saver in HUGGING_FACE else _import(args)
     except PoroError as error:
         print(f"error: {_in_these_flags(str(error))}", file=sys.stderr)
         return USER_ERROR_CODE
+    except KeyboardInterrupt:
+        return 130
     print(f"{args.save_dir}: {len(proof['tensors'])} tensors read back and equal, weights {proof['source']['weights_sha256'][:16]}")
     return 0
 
@@ -82,8 +87,8 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--saver", choices=(*HUGGING_FACE, *MEGATRON), required=True, help="llama_mistral: a Hugging Face directory")
     add("--load-dir", type=Path, required=True, metavar="DIR")
     add("--save-dir", type=Path, required=True, metavar="DIR", help="must not exist")
-    add("--target-tensor-parallel-size", type=int, default=1, metavar="N")
-    add("--target-pipeline-parallel-size", type=int, default=1, metavar="N")
+    add("--target-tensor-parallel-size", type=positive, default=1, metavar="N")
+    add("--target-pipeline-parallel-size", type=positive, default=1, metavar="N")
     add("--target-expert-parallel-size", type=int, default=1, metavar="1", help="only 1")
     add("--saver-transformer-impl", choices=("transformer_engine", "local"), default="transformer_engine")
     add("--tokenizer-model", type=Path, metavar="DIR", help="Hugging Face directory of the model, with Megatron-LM's rank files")
@@ -92,7 +97,7 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--bf16", action="store_true", help="cast to bf16 (default: as in the source)")
     add("--fp16", action="store_true", help="cast to fp16 (default: as in the source)")
     add("--save-dtype", choices=tuple(SAVE_DTYPES), help="of an export (default: as in the checkpoint)")
-    add("--workers", type=int, default=2, help="files that are read and written at a time (default: 2)")
+    add("--workers", type=positive, default=2, help="files that are read and written at a time (default: 2)")
     for flag in ("--model-size", "--checkpoint-type", "--max-queue-size", "--megatron-path"):
         add(flag, help="accepted, without effect")
     add("--no-checking", action="store_true", help="accepted; names and shapes are always checked")

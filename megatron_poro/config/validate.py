@@ -15,6 +15,8 @@ NON_NEGATIVE = {
 
 
 LARGEST = 2**63
+MOST = {"num_layers": 10_000}
+"""Keys with a limit of their own: far above what is built, and small enough to go through one by one."""
 NUMBERED = ("model", "parallel", "training", "optimizer", "checkpoint", "observe")
 
 
@@ -40,9 +42,10 @@ def find_bad_numbers(section: Any, name: str) -> list[str]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         least_ok = value >= 0 if f.name in NON_NEGATIVE else value > 0
-        if not least_ok or not abs(value) < LARGEST:
+        most = MOST.get(f.name, LARGEST)
+        if not least_ok or not abs(value) < most:
             least = "at least" if f.name in NON_NEGATIVE else "above"
-            problems.append(f"{name}.{f.name}: {value} is out of range; it must be {least} 0 and below {LARGEST}")
+            problems.append(f"{name}.{f.name}: {value} is out of range; it must be {least} 0 and below {most}")
     return problems
 
 

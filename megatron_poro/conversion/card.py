@@ -2,7 +2,8 @@
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,25 @@ _TRAINING_KEYS = (
 
 def write_card(directory: Path, checkpoint: Path, model: ModelConfig, proof: Mapping[str, Any], *, has_tokenizer: bool) -> None:
     """Write `README.md` from what the checkpoint says of itself, and the proof of its conversion."""
-    sections = (_front_matter(), _model(directory, model), _origin(checkpoint), _training(checkpoint), _ledger(checkpoint))
-    lines = [line for section in (*sections, _conversion(proof), _use(has_tokenizer)) for line in section]
+    parts = (
+        _front_matter,
+        partial(_model, directory, model),
+        partial(_origin, checkpoint),
+        partial(_training, checkpoint),
+        partial(_ledger, checkpoint),
+        partial(_conversion, proof),
+        partial(_use, has_tokenizer),
+    )
+    lines = [line for part in parts for line in _lines(part)]
     (directory / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _lines(part: Callable[[], Iterator[str]]) -> list[str]:
+    """The lines of a part; none when the checkpoint's own notes are not what they should be: a card says less, it stops nothing."""
+    try:
+        return list(part())
+    except (TypeError, ValueError, AttributeError, KeyError):
+        return []
 
 
 def _front_matter() -> Iterator[str]:
@@ -103,7 +120,7 @@ def _use(has_tokenizer: bool) -> Iterator[str]:
 
 
 def _read(path: Path, parse: Any) -> dict[str, Any]:
-    """A file's content; empty where there is none or it is damaged: a card says less, it stops nothing."""
+    """A file's content; empty where there is none or it is damaged."""
     try:
         content = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -139,7 +139,9 @@ def _open_source(directory: Path, out: Path, like: Like) -> Weights:
 
 def _reference_model(reference: Path) -> ModelConfig | None:
     """The model that a reference describes; None where it has only a tokenizer and what goes with it."""
-    if not reference.is_dir() or not any((reference / name).is_file() for name in (CONFIG, *COPIED)):
+    if reference.is_file():
+        raise ConversionError(f"{reference} is a file; give its folder")
+    if not any((reference / name).is_file() for name in (CONFIG, *COPIED)):
         raise ConversionError(f"{reference} holds neither {CONFIG} nor a tokenizer; give a Hugging Face directory")
     return read_config(reference) if (reference / CONFIG).is_file() else None
 

@@ -30,7 +30,7 @@ def publish(target: Path, *, num_bytes: int = 0) -> Iterator[Path]:
     _refuse_existing(target)
     partial = target.with_name(f".{target.name}.partial")
     try:
-        partial.mkdir(parents=True, exist_ok=True)
+        _make_partial(partial)
         with (partial / LOCK).open("wb") as lock:
             _claim(lock.fileno(), target)
             try:
@@ -53,6 +53,15 @@ def publish(target: Path, *, num_bytes: int = 0) -> Iterator[Path]:
 def _refuse_existing(target: Path) -> None:
     if os.path.lexists(target):
         raise ConversionError(f"{target} exists; choose another output or remove it first")
+
+
+def _make_partial(partial: Path) -> None:
+    """Make the folder that a target is written in, or take over the one that a killed process left."""
+    if partial.is_symlink() or (partial.exists() and not (partial / LOCK).is_file()):
+        raise ConversionError(f"{partial} exists and is not what a conversion left; move it away or choose another output")
+    if not partial.exists():
+        partial.mkdir(parents=True)
+        (partial / LOCK).touch()
 
 
 def _claim(lock: int, target: Path) -> None:
@@ -183,8 +192,8 @@ class OutFile:
 
 
 def flush_directory(directory: Path, *, files: bool = True) -> None:
-    """Return once the directory's entries and, unless told otherwise, its files are on the disk."""
-    for path in (*filter(Path.is_file, directory.iterdir() if files else ()), directory):
+    """Return once the directory's entries and, unless told otherwise, all that lies below it are on the disk."""
+    for path in (*(directory.rglob("*") if files else ()), directory):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)

@@ -81,7 +81,7 @@ def read_config(directory: Path) -> ModelConfig:
         problems.extend(find_bad_numbers(model, path.name))
     if model is None or problems:
         raise ConversionError(f"{path}: {'; '.join(problems)}")
-    return _with_default_head_dim(model)
+    return with_default_head_dim(model)
 
 
 def read_token_ids(directory: Path) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _rope_scaling(model: ModelConfig) -> dict[str, Any] | None:
     return {"rope_type": "llama3"} | {theirs: getattr(model, ours) for theirs, ours in ROPE_SCALING.items()}
 
 
-def _with_default_head_dim(model: ModelConfig) -> ModelConfig:
+def with_default_head_dim(model: ModelConfig) -> ModelConfig:
     """0 instead of an explicit head size that is the default, as the presets have it."""
     explicit = model.head_dim * model.num_attention_heads != model.hidden_size
     return model if explicit or not model.head_dim else replace(model, head_dim=0)

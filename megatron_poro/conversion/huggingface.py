@@ -151,10 +151,10 @@ def _shard_names(count: int) -> list[str]:
 def _list_tensors(directory: Path) -> dict[str, StoredArray]:
     """Every tensor of the directory's files, from their headers."""
     for single, index, list_file in ((SINGLE, INDEX, _list_safetensors), (OLD_SINGLE, OLD_INDEX, _list_archive)):
+        if (directory / single).exists():  # before the index, as transformers looks for them
+            return list_file(plain_file(directory, single, named_by=CONFIG))
         if (directory / index).exists():
             return _list_shards(directory, index, list_file)
-        if (directory / single).exists():
-            return list_file(plain_file(directory, single, named_by=CONFIG))
     raise ConversionError(f"{directory / SINGLE} is missing, and so are {INDEX}, {OLD_SINGLE} and {OLD_INDEX}; copy the weights")
 
 

@@ -18,8 +18,9 @@ from data_indexing.progress import Advance
 from megatron_poro.config.parse import Problems, build
 from megatron_poro.config.schema import ModelConfig
 from megatron_poro.config.validate import find_bad_numbers
-from megatron_poro.conversion.arrays import Shape, stack
+from megatron_poro.conversion.arrays import StoredArray, stack
 from megatron_poro.conversion.files import read_json, write_json
+from megatron_poro.conversion.safetensors_file import DTYPES
 from megatron_poro.conversion.table import DROPPED_FROM_MEGATRON, Piece, is_dropped, pieces
 from megatron_poro.conversion.torch_dist import METADATA, PendingChunk, WrittenFile, read_checkpoint_index, write_chunks
 from megatron_poro.conversion.weights import MegatronWeights, Weights, block_rows, read_merged_into
@@ -56,7 +57,7 @@ def open_as(directory: Path, model: ModelConfig) -> MegatronWeights:
             wanted = name if len(missing) == len(names) else missing[0]
             raise ConversionError(f"{directory / METADATA} lists no {wanted}; give a checkpoint that holds the whole model")
         arrays[name] = index.locate(name) if names == [name] else stack(name, [index.locate(each) for each in names])
-        check_shape(directory, arrays[name].shape, piece, model=model)
+        check_array(directory, arrays[name], piece, model=model)
         used |= set(names)
     unknown = [name for name in index.tensors if name not in used and not is_dropped(name, DROPPED_FROM_MEGATRON)]
     if unknown:
@@ -147,9 +148,14 @@ def read_model_file(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
     return model, source
 
 
-def check_shape(directory: Path, found: Shape, piece: Piece, *, model: ModelConfig) -> None:
-    """Raise ConversionError when a tensor is not of the shape that the model implies; the vocabulary may have padding rows."""
-    expected = piece.global_shape(model)
+def check_array(directory: Path, array: StoredArray, piece: Piece, *, model: ModelConfig) -> None:
+    """Raise ConversionError when a tensor is not of the shape that the model implies, or of a number type that is not converted.
+
+    The vocabulary may have padding rows.
+    """
+    expected, found = piece.global_shape(model), array.shape
+    if array.dtype not in DTYPES.values():
+        raise ConversionError(f"{directory}: {piece.row.megatron} holds {array.dtype}; only {', '.join(DTYPES)} is converted")
     padded = "vocab" in next(iter(piece.row.parts.values())) and found[1:] == expected[1:] and found[0] > expected[0]
     if found != expected and not padded:
         raise ConversionError(

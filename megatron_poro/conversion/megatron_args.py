@@ -8,6 +8,8 @@ import torch
 from megatron_poro.config.parse import Problems, build
 from megatron_poro.config.schema import ModelConfig, head_dim
 from megatron_poro.config.validate import find_bad_numbers
+from megatron_poro.conversion.hf_config import with_default_head_dim
+from megatron_poro.conversion.safe_pickle import fields
 from megatron_poro.errors import ConversionError
 
 KEYS = {
@@ -56,25 +58,24 @@ def read_args(args: Any, *, vocab_size: int, where: object) -> ModelConfig:
 
     Raises ConversionError naming each argument that is no Llama's or missing.
     """
-    given = vars(args)
-    wrong = [f"{name} is {given.get(name)!r}" for name, allowed in REQUIRED.items() if given.get(name) not in allowed]
+    given = fields(args)
+    wrong = [f"{name} is {_show(given.get(name))}" for name, allowed in REQUIRED.items() if given.get(name) not in allowed]
     if wrong:
         raise ConversionError(f"{where}: its arguments describe no Llama: {', '.join(wrong)}; only a Llama is converted")
-    plain = {ours: given[theirs] for theirs, ours in KEYS.items() if given.get(theirs) is not None}
+    given = {name: value for name, value in given.items() if isinstance(value, int | float | str)}
+    plain = {ours: given[theirs] for theirs, ours in KEYS.items() if theirs in given}
     plain |= {"vocab_size": vocab_size, "tied_embeddings": not given.get("untie_embeddings_and_output_weights", False)}
     if not given.get("group_query_attention") or "num_key_value_heads" not in plain:
         plain["num_key_value_heads"] = plain.get("num_attention_heads")
     if given.get("use_rope_scaling"):
         plain |= _SCALING | {"rope_scaling_factor": given.get("rope_scaling_factor") or 8.0}
-    if plain.get("head_dim") and plain.get("hidden_size") == plain["head_dim"] * (plain.get("num_attention_heads") or 0):
-        plain["head_dim"] = 0
     problems = Problems()
     model: ModelConfig | None = build(ModelConfig, plain, "args", problems)
     if model is not None:
         problems.extend(find_bad_numbers(model, "args"))
     if model is None or problems:
         raise ConversionError(f"{where}: its arguments do not describe a model: {'; '.join(problems)}")
-    return model
+    return with_default_head_dim(model)
 
 
 def build_args(model: ModelConfig, dtype: torch.dtype, *, tensor: int, pipeline: int, virtual: int) -> argparse.Namespace:
@@ -113,3 +114,8 @@ def build_args(model: ModelConfig, dtype: torch.dtype, *, tensor: int, pipeline:
 def padded_vocab_size(vocab_size: int, tensor: int) -> int:
     """Rows of Megatron-LM's embedding: the next multiple of 128 x tensor (its --make-vocab-size-divisible-by)."""
     return -(-vocab_size // (128 * tensor)) * 128 * tensor
+
+
+def _show(value: object) -> str:
+    """A value for a message; what is nested may be without end."""
+    return repr(value)[:80] if isinstance(value, int | float | str | None) else f"a {type(value).__name__}"

@@ -17,8 +17,9 @@ from megatron_poro.config.schema import ModelConfig
 from megatron_poro.conversion.arrays import Box, Region, StoredArray, as_bytes, flat_bytes
 from megatron_poro.conversion.files import OutFile
 from megatron_poro.conversion.huggingface import same_numbers
-from megatron_poro.conversion.megatron import check_shape
+from megatron_poro.conversion.megatron import check_array
 from megatron_poro.conversion.megatron_args import build_args, padded_vocab_size
+from megatron_poro.conversion.safe_pickle import fields
 from megatron_poro.conversion.table import OUTPUT_LAYER, TABLE, Piece, Row, pieces
 from megatron_poro.conversion.torch_archive import PendingTensor, read_archive, write_archive
 from megatron_poro.conversion.weights import MegatronWeights, Weights, block_rows, read_merged_into
@@ -27,9 +28,9 @@ from megatron_poro.errors import ConversionError, LayoutError
 from megatron_poro.topology import Layout, layers_of
 
 RANK_FILE = "model_optim_rng.pt"
-_RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?")
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
-_CHUNK = re.compile(r"model(\d*)")
+_RANK_FOLDER = re.compile(r"mp_rank_(\d{2,6})(?:_(\d{3,6}))?")
+_LAYER = re.compile(r"decoder\.layers\.(\d{1,6})\.(.+)")
+_CHUNK = re.compile(r"model(\d{0,6})")
 _LOCAL_NAMES = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
@@ -99,7 +100,7 @@ def whole_model(checkpoint: TorchCheckpoint, model: ModelConfig) -> MegatronWeig
         if not placed[name]:
             raise ConversionError(f"{checkpoint.directory} lacks {name}; give a checkpoint that holds the whole model")
         arrays[name] = StoredArray(name, shape, dtypes[name], tuple(placed[name]))
-        check_shape(checkpoint.directory, shape, piece, model=model)
+        check_array(checkpoint.directory, arrays[name], piece, model=model)
         arrays[name].check_cover()
     return MegatronWeights(checkpoint.directory, model, arrays)
 
@@ -118,7 +119,7 @@ def write_torch(directory: Path, weights: Weights, layout: Layout, *, local: boo
 def _check_sizes(directory: Path, args: Any, found: Mapping[str, int]) -> None:
     """The last ranks of an axis may be missing without a gap: the arguments tell."""
     for axis, size in found.items():
-        wanted = vars(args).get(f"{axis}_model_parallel_size") if args is not None else None
+        wanted = fields(args).get(f"{axis}_model_parallel_size")
         if wanted not in (None, size):
             raise ConversionError(f"{directory} has the files of {size} {axis} ranks, its arguments say {wanted}; copy it again")
 
@@ -155,8 +156,8 @@ def _model_chunks(path: Path, tree: Mapping[str, Any]) -> list[dict[str, StoredA
 
 
 def _standard_name(key: object) -> str:
-    """A name as Transformer Engine's layers have it, without the wrapper of a half-precision model."""
-    name = str(key).removeprefix("module.")
+    """A name as Transformer Engine's layers have it, without the wrappers of data parallelism and half precision."""
+    name = re.sub(r"^(module\.)+", "", str(key))
     found = _LAYER.fullmatch(name)
     return f"decoder.layers.{found[1]}.{_LOCAL_NAMES.get(found[2], found[2])}" if found else name
 

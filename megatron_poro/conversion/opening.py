@@ -9,6 +9,7 @@ from megatron_poro.conversion.huggingface import is_huggingface, open_huggingfac
 from megatron_poro.conversion.megatron import MODEL, open_as, open_megatron
 from megatron_poro.conversion.megatron_args import read_args
 from megatron_poro.conversion.megatron_torch import is_torch, open_torch, whole_model
+from megatron_poro.conversion.safe_pickle import fields
 from megatron_poro.conversion.torch_archive import read_archive
 from megatron_poro.conversion.torch_dist import COMMON, is_torch_dist
 from megatron_poro.conversion.weights import Weights
@@ -65,8 +66,10 @@ def knows_its_vocabulary(directory: Path) -> bool:
 def padded_vocabulary(directory: Path) -> int:
     """The rows that Megatron-LM's arguments give the embedding. Raises ConversionError where they say nothing."""
     directory = resolve(directory)
+    if not is_torch_dist(directory) and not is_torch(directory):
+        raise ConversionError(_why_not(directory))
     args = _common_args(directory) if is_torch_dist(directory) else open_torch(directory).args
-    rows = vars(args).get("padded_vocab_size") if args is not None else None
+    rows = fields(args).get("padded_vocab_size")
     if not isinstance(rows, int):
         raise ConversionError(f"{directory} does not say how large its vocabulary is; give --vocab-size")
     return rows
@@ -111,7 +114,7 @@ def _model_of(directory: Path, args: Any, like: ModelConfig | None, vocab_size: 
 
 def _check_padding(directory: Path, args: Any, vocab_size: int) -> None:
     """Raise ConversionError unless Megatron-LM would have padded this vocabulary to the size that the arguments give."""
-    given = vars(args)
+    given = fields(args)
     rows, tensor = given.get("padded_vocab_size"), given.get("tensor_model_parallel_size") or 1
     multiple = (given.get("make_vocab_size_divisible_by") or 128) * tensor
     if isinstance(rows, int) and not rows - multiple < vocab_size <= rows:

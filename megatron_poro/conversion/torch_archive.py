@@ -2,7 +2,7 @@
 
 An archive is a zip without compression: `data.pkl`, a pickle that refers to its tensors' numbers by key, and one record of
 numbers a tensor. Reading gives the pickle's tree with a `StoredArray` for each tensor, so what is not asked for stays on
-the disk. The unpickler knows the few names such a tree needs and makes nothing but plain containers and inert stand-ins.
+the disk.
 """
 
 import io
@@ -13,18 +13,20 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from isal.isal_zlib import crc32
 
 from megatron_poro.conversion.arrays import Box, Record, Shape, StoredArray, read_exactly
 from megatron_poro.conversion.files import OutFile
+from megatron_poro.conversion.safe_pickle import Call, Kind, UnsafeGlobalError, read_pickle
 from megatron_poro.errors import ConversionError
 
-_MOST_PICKLE_BYTES = 2**28
+_LEAST_PICKLE_BYTES = 2**22
+"""A pickle may have this many bytes and a sixteenth of those of the numbers beside it: its objects take fifty times its size."""
 _ALIGNMENT = 64
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -39,26 +41,9 @@ _STORAGES = {
     "BoolStorage": torch.bool,
 }
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _STORAGES.values()}
-_INERT_MODULES = ("megatron", "numpy", "transformer_engine", "apex", "argparse", "pathlib", "signal", "torch")
-"""Packages whose classes may stand in a training state beside the weights. They become `Inert`: named, never imported."""
-
-
-class Inert:
-    """Stands for an object that is not needed and was not made: an enum, a path, a random state. Its attributes are kept."""
-
-    def __init__(self, *args: object, **keywords: object) -> None:
-        self.args = args
-
-    def __setstate__(self, state: object) -> None:
-        """Keep named attributes, as those of a Namespace."""
-        if isinstance(state, dict):
-            self.__dict__.update(state)
-
-    def __setitem__(self, key: object, value: object) -> None:
-        """A dict's items, not kept."""
-
-    def append(self, value: object) -> None:
-        """A list's items, not kept."""
+_INERT_PACKAGES = ("megatron", "numpy", "transformer_engine", "apex", "argparse", "pathlib", "signal", "torch", "types")
+_INERT_BUILTINS = ("set", "frozenset", "complex", "slice", "range", "bytearray")
+"""Whose classes may stand in a training state beside the weights: arguments, enums, random states."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +51,6 @@ class _Storage:
     record: Record
     dtype: torch.dtype
     num_numbers: int
-
-
-class UnsafeGlobalError(Exception):
-    """A pickle names something that what it should hold has no need of."""
 
 
 def read_archive(path: Path, *, start: int = 0, num_bytes: int | None = None) -> Any:
@@ -81,19 +62,18 @@ def read_archive(path: Path, *, start: int = 0, num_bytes: int | None = None) ->
     num_bytes = path.stat().st_size - start if num_bytes is None else num_bytes
     try:
         records = _list_records(path, start, num_bytes)
-        pickled = next(record for name, record in records.items() if name == "data.pkl")
-        if pickled.num_bytes > _MOST_PICKLE_BYTES:
-            raise ValueError(f"its pickle has {pickled.num_bytes} bytes")
-        content = bytearray(pickled.num_bytes)
-        read_exactly(path, memoryview(content), pickled.start)
-        refuse_memo_bombs(bytes(content))
-        return _Unpickler(bytes(content), records).load()
+        return _read_tree(path, records)
     except UnsafeGlobalError as error:
         raise ConversionError(f"refuses to load {error} from {path}; no checkpoint needs it, so do not trust this one") from None
     except ConversionError:
         raise
     except Exception as error:  # a damaged zip or pickle raises nearly anything
         raise ConversionError(f"{path} is damaged ({_describe(error)}); copy it again") from None
+
+
+def most_pickle_bytes(num_bytes: int) -> int:
+    """How large a pickle may be that describes `num_bytes` bytes of numbers."""
+    return _LEAST_PICKLE_BYTES + num_bytes // 16
 
 
 def _describe(error: Exception) -> str:
@@ -144,82 +124,77 @@ def _list_records(path: Path, start: int, num_bytes: int) -> dict[str, Record]:
             name = entry.filename.partition("/")[2]
             if name in records:
                 raise ValueError(f"{entry.filename} is there twice")
-            records[name] = Record(path, start + place, entry.file_size, entry.CRC)
+            records[name] = Record(path, start + place, entry.file_size, entry.CRC or None)
     return records
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, content: bytes, records: Mapping[str, Record]) -> None:
-        super().__init__(io.BytesIO(content))
-        self._records = records
-        self._num_tensors = 0
-
-    def find_class(self, module: str, name: str) -> Any:
-        known: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): self._rebuild_tensor,
-            ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
-            ("torch", "Size"): tuple,
-            ("_codecs", "encode"): Inert,
-            ("io", "BytesIO"): Inert,
-        }
-        if (module, name) in known:
-            return known[module, name]
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
-        package = module.split(".", maxsplit=1)[0]
-        if "." not in name and package in _INERT_MODULES and (name[:1].isupper() or package == "numpy"):
-            return Inert
-        raise UnsafeGlobalError(f"{module}.{name}")
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _, num_numbers = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(num_numbers, int):
-            raise ValueError(f"unknown reference {pid!r}")
-        record = self._records[f"data/{key}"]
-        if record.num_bytes != num_numbers * dtype.itemsize:
-            raise ValueError(f"record {key} has {record.num_bytes} bytes, not {num_numbers} x {dtype.itemsize}")
-        return _Storage(record, dtype, num_numbers)
-
-    def _rebuild_tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: object) -> StoredArray:
-        shape: Shape = tuple(size)
-        if not shape:  # a scalar, which no weight is
-            shape, stride = (1,), (1,)
-        if not all(type(n) is int and n >= 0 for n in (offset, *shape)):
-            raise ValueError(f"a tensor of shape {shape} at {offset}")
-        expected = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-        if any(s != e for s, e, n in zip(stride, expected, shape, strict=True) if n > 1):
-            return StoredArray("a tensor that is not stored row by row", shape, storage.dtype, ())
-        if offset + math.prod(shape) > storage.num_numbers:
-            raise ValueError(f"a tensor of shape {shape} at {offset} of {storage.num_numbers} numbers")
-        place = storage.record.start + offset * storage.dtype.itemsize
-        box = Box((0,) * len(shape), shape, storage.record.path, place, storage.record)
-        return StoredArray("a tensor", shape, storage.dtype, (box,))
+def _read_tree(path: Path, records: Mapping[str, Record]) -> Any:
+    pickled = records["data.pkl"]
+    if pickled.num_bytes > most_pickle_bytes(sum(record.num_bytes for record in records.values()) - pickled.num_bytes):
+        raise ValueError(f"its pickle has {pickled.num_bytes} bytes")
+    content = bytearray(pickled.num_bytes)
+    read_exactly(path, memoryview(content), pickled.start)
+    return read_pickle(bytes(content), known=_KNOWN, allowed=_may_be_inert, load_reference=partial(_load_storage, records))
 
 
-def refuse_memo_bombs(content: bytes) -> None:
-    """Raise ValueError when a pickle may name a place in the unpickler's memory that it could not have filled.
-
-    The unpickler makes room up to the place that is named, gigabytes at the word of five bytes.
-    """
-    data = np.frombuffer(content, np.uint8)
-    places = np.flatnonzero(data[:-4] == ord("r")) if len(data) > 4 else np.array([], int)
-    numbers = sum(data[places + 1 + n].astype(np.int64) << 8 * n for n in range(4))
-    suspicious = bool(np.any(numbers > len(content)))
-    digits = np.isin(data, np.frombuffer(b"0123456789", np.uint8))
-    suspicious |= bool(len(data) > 9 and np.convolve(digits, np.ones(9, int), "valid").max() == 9 and b"p" in content)
-    if suspicious:
-        _check_memo(content)
+def _may_be_inert(kind: Kind) -> bool:
+    package = kind.module.split(".")[0]
+    if package in ("builtins", "__builtin__"):
+        return kind.name in _INERT_BUILTINS
+    return package in _INERT_PACKAGES and "." not in kind.name and (kind.name[:1].isupper() or package == "numpy")
 
 
-def _check_memo(content: bytes) -> None:
-    import pickletools
+def _load_storage(records: Mapping[str, Record], reference: Any) -> _Storage:
+    kind, dtype, key, _, num_numbers = reference
+    if kind != "storage" or not isinstance(dtype, torch.dtype) or type(key) is not str or type(num_numbers) is not int:
+        raise ValueError("a reference to what is no storage")
+    record = records[f"data/{key}"]
+    if record.num_bytes != num_numbers * dtype.itemsize:
+        raise ValueError(f"record {key[:40]} has {record.num_bytes} bytes, not {num_numbers} x {dtype.itemsize}")
+    return _Storage(record, dtype, num_numbers)
 
-    for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name in ("LONG_BINPUT", "PUT") and int(argument or 0) > len(content):
-            raise ValueError(f"a memo of {argument} objects in {len(content)} bytes")
+
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: object) -> StoredArray:
+    if type(storage) is not _Storage or type(size) is not tuple or type(stride) is not tuple:
+        raise ValueError("a tensor without storage or shape")
+    shape: Shape = size
+    if len(shape) > 8 or not all(type(n) is int and n >= 0 for n in (offset, *shape)):
+        raise ValueError("a tensor without a shape")
+    if not shape:  # a scalar, which no weight is
+        shape, stride = (1,), (1,)
+    expected = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    if any(s != e for s, e, n in zip(stride, expected, shape, strict=True) if n > 1):
+        return StoredArray("a tensor that is not stored row by row", shape, storage.dtype, ())
+    if offset + math.prod(shape) > storage.num_numbers:
+        raise ValueError(f"a tensor of shape {shape} at {offset} of {storage.num_numbers} numbers")
+    place = storage.record.start + offset * storage.dtype.itemsize
+    return StoredArray(
+        "a tensor", shape, storage.dtype, (Box((0,) * len(shape), shape, storage.record.path, place, storage.record),)
+    )
+
+
+def _rebuild_parameter(data: Any, *rest: object) -> StoredArray:
+    if type(data) is not StoredArray:
+        raise ValueError("a parameter that is no tensor")
+    return data
+
+
+def _flat(sizes: Any) -> tuple[int, ...]:
+    if type(sizes) is not tuple or not all(type(size) is int for size in sizes):
+        raise ValueError("a size that is no tuple of numbers")
+    return sizes
+
+
+SIZE = {Kind("torch", "Size"): Call(_flat)}
+_KNOWN: dict[Kind, Any] = {
+    Kind("collections", "OrderedDict"): Call(dict),
+    Kind("torch._utils", "_rebuild_tensor_v2"): Call(_rebuild_tensor),
+    Kind("torch._utils", "_rebuild_parameter"): Call(_rebuild_parameter),
+    Kind("_codecs", "encode"): Call(lambda *args: None),
+    Kind("io", "BytesIO"): Call(lambda *args: None),
+    **SIZE,
+    **{Kind("torch", name): dtype for name, dtype in (_STORAGES | _DTYPES).items()},
+}
 
 
 @dataclass(frozen=True)

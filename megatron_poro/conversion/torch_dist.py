@@ -6,7 +6,6 @@ parallel layout. Nothing is held but one chunk a thread; the reader knows only t
 nothing in it can run code.
 """
 
-import io
 import json
 import math
 import pickle
@@ -21,7 +20,8 @@ from torch.distributed.checkpoint import metadata as dcp
 
 from megatron_poro.conversion.arrays import Box, Region, Shape, StoredArray, as_bytes, flat_bytes
 from megatron_poro.conversion.files import OutFile, plain_file
-from megatron_poro.conversion.torch_archive import PendingTensor, UnsafeGlobalError, read_archive, refuse_memo_bombs, write_archive
+from megatron_poro.conversion.safe_pickle import Inert, Kind, UnsafeGlobalError, fields, read_pickle
+from megatron_poro.conversion.torch_archive import SIZE, PendingTensor, most_pickle_bytes, read_archive, write_archive
 from megatron_poro.errors import ConversionError
 
 METADATA = ".metadata"
@@ -33,7 +33,7 @@ FORMAT = {
     "common_backend_version": 1,
 }
 
-SAFE_GLOBALS = {
+_RECORDS = {
     "torch.distributed.checkpoint.metadata": (
         "Metadata TensorStorageMetadata BytesStorageMetadata TensorProperties ChunkStorageMetadata MetadataIndex "
         "StorageMeta _MEM_FORMAT_ENCODING"
@@ -41,11 +41,13 @@ SAFE_GLOBALS = {
     "torch.distributed.checkpoint.planner": "SavePlan WriteItem WriteItemType TensorWriteData BytesIOWriteData",
     "torch.distributed.checkpoint.filesystem": "_StorageInfo",
     "torch.serialization": "_get_layout",
-    "torch": "Size float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 int64 int32 int16 int8 uint8 bool",
     "pathlib": "PosixPath",
     "pathlib._local": "PosixPath",
 }
-"""All that `.metadata` may name, by module: records of torch.distributed.checkpoint, sizes, number types and a path."""
+"""All that `.metadata` may name beside sizes and number types, by module: records of torch.distributed.checkpoint and a path."""
+
+_DTYPES = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 int64 int32 int16 int8 uint8 bool"
+_KNOWN: dict[Kind, Any] = SIZE | {Kind("torch", name): getattr(torch, name) for name in _DTYPES.split()}
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def read_checkpoint_index(directory: Path) -> CheckpointIndex:
     metadata = _load_metadata(directory / METADATA)
     try:
         return _build_index(directory, metadata)
-    except (AttributeError, TypeError, ValueError, KeyError, OverflowError) as error:
+    except (AttributeError, TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
         raise ConversionError(f"{directory / METADATA} is damaged ({error!r}); copy the checkpoint again") from None
 
 
@@ -175,72 +177,91 @@ def write_metadata(directory: Path, files: Sequence[WrittenFile], *, common: Any
         out.write(pickle.dumps(dcp.Metadata(state_dict_metadata=dict(stored), storage_data=places)))
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in SAFE_GLOBALS.get(module, "").split():
-            raise UnsafeGlobalError(f"{module}.{name}")
-        return super().find_class(module, name)
-
-
-def _load_metadata(path: Path) -> Any:
+def _load_metadata(path: Path) -> Inert:
     try:
-        content = path.read_bytes()
-        refuse_memo_bombs(content)
-        return _MetadataUnpickler(io.BytesIO(content)).load()
+        num_bytes, others = path.stat().st_size, sum(other.stat().st_size for other in path.parent.glob("*.distcp"))
+        if num_bytes > most_pickle_bytes(others):
+            raise ValueError(f"it has {num_bytes} bytes, the tensors that it lists {others}")
+        metadata = read_pickle(
+            path.read_bytes(), known=_KNOWN, allowed=lambda kind: kind.name in _RECORDS.get(kind.module, "").split()
+        )
     except UnsafeGlobalError as error:
         raise ConversionError(f"refuses to load {error} from {path}; no checkpoint needs it, so do not trust this one") from None
     except OSError as error:
         raise ConversionError(f"{path}: {error.strerror}; give the directory of a torch_dist checkpoint") from None
     except Exception as error:  # a damaged pickle raises nearly anything
         raise ConversionError(f"{path} is damaged ({error!r}); copy the checkpoint again") from None
+    if not isinstance(metadata, Inert) or metadata.kind.name != "Metadata":
+        raise ConversionError(f"{path} is damaged (it holds no metadata); copy the checkpoint again")
+    return metadata
 
 
-def _build_index(directory: Path, metadata: Any) -> CheckpointIndex:
-    _check_places(directory, metadata.storage_data)
+def _is_record(kind: Kind) -> bool:
+    return kind.name in _RECORDS.get(kind.module, "").split()
+
+
+_Place = dict[str, Any]
+"""`relative_path`, `offset` and `length` of what lies in a file."""
+
+
+def _build_index(directory: Path, metadata: Inert) -> CheckpointIndex:
+    content = fields(metadata)
+    places: dict[tuple[str, Shape | None], _Place] = {}
+    for index, place in content["storage_data"].items():
+        at = fields(index)
+        offset = at.get("offset")
+        places[at["fqn"], None if offset is None else _shape(offset)] = fields(place)
+    _check_places(directory, places)
     tensors, objects = {}, []
-    for name, stored in metadata.state_dict_metadata.items():
+    for name, stored in content["state_dict_metadata"].items():
         if not isinstance(name, str):
-            raise TypeError(f"a tensor is called {name!r}")
-        if isinstance(stored, dcp.BytesStorageMetadata):
+            raise TypeError("a tensor without a name")
+        if stored.kind.name == "BytesStorageMetadata":
             objects.append(name)
         else:
-            chunks = tuple(_build_chunk(name, chunk, metadata.storage_data) for chunk in stored.chunks)
-            tensors[name] = StoredTensor(_shape(stored.size), _dtype(stored.properties.dtype), chunks)
-            if any(len(chunk.sizes) != len(tensors[name].shape) for chunk in chunks):
-                raise ValueError(f"{name} and its chunks have different numbers of axes")
+            tensors[name] = _build_tensor(name, fields(stored), places)
     return CheckpointIndex(directory, tensors, tuple(objects))
 
 
-def _check_places(directory: Path, places: dict[dcp.MetadataIndex, Any]) -> None:
+def _build_tensor(name: str, stored: dict[str, Any], places: dict[tuple[str, Shape | None], _Place]) -> StoredTensor:
+    shape, chunks = _shape(stored["size"]), []
+    for chunk in map(fields, stored["chunks"]):
+        offsets, sizes = _shape(chunk["offsets"]), _shape(chunk["sizes"])
+        place = places[name, offsets]
+        if len(offsets) != len(shape) or len(sizes) != len(shape):
+            raise ValueError(f"{name[:80]} and its chunks have different numbers of axes")
+        chunks.append(StoredChunk(offsets, sizes, place["relative_path"], place["offset"], place["length"]))
+    return StoredTensor(shape, _dtype(stored["properties"]), tuple(chunks))
+
+
+def _check_places(directory: Path, places: dict[tuple[str, Shape | None], _Place]) -> None:
     file_bytes: dict[str, int] = {}
-    for index, place in places.items():
-        name = place.relative_path
-        if name not in file_bytes:
-            file_bytes[name] = plain_file(directory, name, named_by=METADATA).stat().st_size
-        if getattr(place, "transform_descriptors", None):
-            raise ConversionError(f"{directory / name}: {index.fqn} is stored transformed; save it without transforms")
-        if place.offset < 0 or place.length < 0 or place.offset + place.length > file_bytes[name]:
+    for (name, _), place in places.items():
+        file, start, num_bytes = place["relative_path"], place["offset"], place["length"]
+        if file not in file_bytes:
+            file_bytes[file] = plain_file(directory, file, named_by=METADATA).stat().st_size
+        if place.get("transform_descriptors"):
+            raise ConversionError(f"{directory / file}: {name} is stored transformed; save it without transforms")
+        if type(start) is not int or type(num_bytes) is not int:
+            raise TypeError("a place that is no number")
+        if start < 0 or num_bytes < 0 or start + num_bytes > file_bytes[file]:
             raise ConversionError(
-                f"{directory / name} has {file_bytes[name]} bytes, but {METADATA} places {index.fqn} at "
-                f"{place.offset} to {place.offset + place.length}; copy the checkpoint again"
+                f"{directory / file} has {file_bytes[file]} bytes, but {METADATA} places {name} at "
+                f"{start} to {start + num_bytes}; copy the checkpoint again"
             )
 
 
-def _build_chunk(name: str, chunk: dcp.ChunkStorageMetadata, places: dict[dcp.MetadataIndex, Any]) -> StoredChunk:
-    place = places[dcp.MetadataIndex(name, chunk.offsets)]
-    return StoredChunk(_shape(chunk.offsets), _shape(chunk.sizes), place.relative_path, place.offset, place.length)
-
-
 def _shape(sizes: Any) -> Shape:
-    shape = tuple(sizes)
-    if not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError(f"a shape {str(shape)[:80]}")
-    return shape
+    if type(sizes) is not tuple or len(sizes) > 8 or not all(type(size) is int and size >= 0 for size in sizes):
+        raise ValueError("a shape that is none")
+    return sizes
 
 
-def _dtype(dtype: Any) -> torch.dtype:
+def _dtype(properties: Any) -> torch.dtype:
+    """The number type in a tensor's properties, which are pickled as a tuple that begins with it."""
+    dtype = properties.state[0] if isinstance(properties.state, tuple) else fields(properties).get("dtype")
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"a number type {str(dtype)[:80]}")
+        raise TypeError("a number type that is none")
     return dtype
 
 

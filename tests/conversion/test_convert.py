@@ -334,6 +334,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
 def test_what_a_killed_conversion_left_is_removed_by_the_next(tmp_path: Path) -> None:
     (tmp_path / ".out.partial" / "folder").mkdir(parents=True)
     (tmp_path / ".out.partial" / "__0_0.distcp").write_bytes(b"half")
+    (tmp_path / ".out.partial" / ".lock").touch()
     to_megatron(save_llama(tmp_path / "hf"), tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"hf", "out"}
     assert not (tmp_path / "out" / "folder").exists()

@@ -77,6 +77,14 @@ def test_a_mistake_is_one_line_and_code_2(tmp_path: Path) -> None:
     assert "llama_mistral loads a Hugging Face directory" in done.stderr
 
 
+@pytest.mark.parametrize("flag", ["--target-tensor-parallel-size", "--target-pipeline-parallel-size", "--workers"])
+def test_a_size_that_is_none_is_a_usage_error(tmp_path: Path, flag: str) -> None:
+    words = ("--model-type", "GPT", "--loader", "llama_mistral", "--saver", "mcore", "--load-dir", tmp_path, flag, "0")
+    done = run(*words, "--save-dir", tmp_path / "out")
+    assert done.returncode == 2
+    assert "0 is not at least 1" in done.stderr
+
+
 def test_the_sbatch_file_converts_both_ways(source: Path, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "srun").write_text('#!/bin/sh\nshift\nexec "$@"\n')

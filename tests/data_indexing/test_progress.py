@@ -28,7 +28,18 @@ def test_a_terminal_gets_a_bar_with_amount_rate_and_time_left(monkeypatch):
     assert "merge" in shown
     assert "500 B of 2.0 kB" in shown
     assert "B/s" in shown
-    assert "left:" in shown
+    assert " left" in shown
+
+
+def test_on_a_narrow_terminal_the_note_gives_way(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    with progress("to-megatron", 2_000_000_000, "B") as advance:
+        advance(500_000_000, "model.layers.31.post_attention_layernorm.weight")
+    shown = terminal.getvalue()
+    assert all(text in shown for text in ("to-megatron", "500.0 MB of 2.0 GB", "B/s", " left, mod", "…"))
 
 
 def test_a_failure_prints_no_closing_line(capsys):
