@@ -118,7 +118,9 @@ def save_manifest(prefix: Prefix, manifest: Manifest) -> None:
 
 def manifest_text(manifest: Manifest) -> str:
     """Content of PREFIX.json."""
-    return json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
+    # The bytes of a file name that are not UTF-8 are lone surrogates in Python: they stay what they are as escapes of JSON.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def load_manifest(prefix: Prefix) -> Manifest | None:

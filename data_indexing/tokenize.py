@@ -18,13 +18,21 @@ from data_indexing import llama3
 from data_indexing.encode import ChunkEncoder
 from data_indexing.encoders import EncoderFaultError, EncoderName, encoder_version
 from data_indexing.errors import DataError
-from data_indexing.format import Prefix, bin_path, dtype_for_vocab, idx_path, manifest_path
-from data_indexing.inputs import InputPath, Segment, Shard, find_inputs, plan_segments
+from data_indexing.format import (
+    Prefix,
+    bin_path,
+    dtype_for_vocab,
+    idx_path,
+    manifest_path,
+    rejected_path,
+    unpublished_path,
+)
+from data_indexing.inputs import InputPath, Segment, Shard, file_version, find_inputs, plan_segments
 from data_indexing.manifest import Counts, Manifest, Placement, Policy, Tokenization, TokenizerRecord
 from data_indexing.pipeline import add_documents
 from data_indexing.sentences import SentenceModel
 from data_indexing.tokenizer import TextTokenizer
-from data_indexing.unpublished import State, Unpublished, journal_of, rejected_path, unpublished_path
+from data_indexing.unpublished import State, Unpublished, journal_of
 from data_indexing.workers import available_cores
 from data_indexing.writer import check_output
 
@@ -74,7 +82,7 @@ def tokenize_files(
     `log` hears of the state after every chunk. RejectsError where too many documents were rejected.
     """
     check_max_rejected(options.max_rejected)
-    job = _Job(find_inputs(inputs), Path(output_prefix), tokenizer, options, _policy(tokenizer, options), log)
+    job = _Job(find_inputs(inputs, output_prefix), Path(output_prefix), tokenizer, options, _policy(tokenizer, options), log)
     _check_inputs_are_no_outputs(job)
     encoder = _first_encoder(job)
     _, publishing = journal_of(output_prefix)
@@ -89,7 +97,7 @@ def tokenize_files(
 
 def _check_inputs_are_no_outputs(job: "_Job") -> None:
     """DataError when publishing would replace an input, as `tokenize in.json --output in` would."""
-    outputs = {file(job.prefix).resolve() for file in (bin_path, idx_path, manifest_path)}
+    outputs = {file(job.prefix).resolve() for file in (bin_path, idx_path, manifest_path, rejected_path)}
     for item in job.inputs:
         if item.path.resolve() in outputs:
             raise DataError(f"{item.path}: both input and output; give another --output")
@@ -157,7 +165,7 @@ class _Job:
     def fingerprint(self, encoder: EncoderName) -> str:
         """Hash of all that the output depends on."""
         options = self.options
-        files = [(str(item.path.absolute()), item.num_bytes, item.modified_ns) for item in self.inputs]
+        files = [(str(item.path.absolute()), item.version) for item in self.inputs]
         split = options.sentences.sha256 if options.sentences else None
         parts = [options.text_field, options.max_document_bytes, options.shard, split, asdict(self.policy)]
         whole = [_OUTPUT_VERSION, encoder, encoder_version(encoder), self.tokenizer.sha256, parts, files]
@@ -186,8 +194,7 @@ def _run(job: _Job, encoder: EncoderName) -> Counts:
 
 def _check_inputs_unchanged(inputs: Sequence[InputPath]) -> None:
     for item in inputs:
-        status = item.path.stat()
-        if (status.st_size, status.st_mtime_ns) != (item.num_bytes, item.modified_ns):
+        if file_version(item.path.stat()) != item.version:
             raise DataError(f"{item.path}: changed while it was read; run the same command again")
 
 

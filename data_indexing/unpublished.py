@@ -29,9 +29,9 @@ import numpy as np
 from data_indexing.chunks import Place
 from data_indexing.encode import Packed
 from data_indexing.errors import DataError
-from data_indexing.format import Header, Prefix, bin_path, idx_path, manifest_path, pack_header
+from data_indexing.format import Header, Prefix, bin_path, idx_path, manifest_path, pack_header, rejected_path, unpublished_path
 from data_indexing.manifest import InputFile, Manifest, file_sha256, manifest_text
-from data_indexing.streams import full_disk_named, sync
+from data_indexing.streams import full_disk_named, partial_path, sync
 
 COMMIT_BYTES = 64 << 20
 COMMIT_SECONDS = 5.0
@@ -56,16 +56,6 @@ class State:
     num_sequences: int = 0
     num_tokens: int = 0
     rejected_bytes: int = 0
-
-
-def unpublished_path(prefix: Prefix) -> Path:
-    """Folder of an output that is not complete."""
-    return Path(f"{prefix}.unpublished")
-
-
-def rejected_path(prefix: Prefix) -> Path:
-    """List of the documents that were rejected."""
-    return Path(f"{prefix}.rejected.jsonl")
 
 
 def journal_of(prefix: Prefix) -> tuple[str | None, bool]:
@@ -132,7 +122,7 @@ class Unpublished:
     def keep_rejects(self) -> str:
         """Put the list of rejects where it lies when the pair is published, without the pair; returns the first of them."""
         self.commit()
-        partial = Path(f"{rejected_path(self.prefix)}.partial")
+        partial = partial_path(rejected_path(self.prefix))
         shutil.copyfile(self._folder / _REJECTED, partial)
         partial.rename(rejected_path(self.prefix))
         with rejected_path(self.prefix).open(encoding="utf-8") as lines:

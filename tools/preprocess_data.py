@@ -61,10 +61,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tokenize(args: argparse.Namespace, key: str, tokenizer: TextTokenizer) -> None:
+    prefix = f"{args.output_prefix}_{key}_{'sentence' if args.split_sentences else 'document'}"
     sentences = None
     if args.split_sentences:
         folder = os.environ.get("NLTK_DATA")
-        sentences = find_sentence_model([args.input], folder, language=args.lang, text_field=key, keep_newlines=args.keep_newlines)
+        words = {"language": args.lang, "text_field": key, "keep_newlines": args.keep_newlines, "output": prefix}
+        sentences = find_sentence_model([args.input], folder, **words)
     options = TokenizeOptions(
         text_field=key,
         bos="document" if tokenizer.facts.adds_bos else "none",
@@ -74,7 +76,6 @@ def _tokenize(args: argparse.Namespace, key: str, tokenizer: TextTokenizer) -> N
         workers=args.workers,
         overwrite=True,
     )
-    prefix = f"{args.output_prefix}_{key}_{'sentence' if args.split_sentences else 'document'}"
     tokenize_files([args.input], prefix, tokenizer=tokenizer, options=options, log=_logger(args.log_interval))
 
 

@@ -93,5 +93,10 @@ def _sentences(args: argparse.Namespace) -> Any:
     from data_indexing.sentence_training import find_sentence_model
 
     return find_sentence_model(
-        args.inputs, args.punkt, language=args.language, text_field=args.text_field, keep_newlines=args.keep_newlines
+        args.inputs,
+        args.punkt,
+        language=args.language,
+        text_field=args.text_field,
+        keep_newlines=args.keep_newlines,
+        output=args.output,
     )

@@ -1,6 +1,7 @@
 import gzip
 import json
 import lzma
+import os
 import threading
 import time
 from dataclasses import asdict
@@ -19,13 +20,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from data_indexing import chunks, text_streams
 from data_indexing.encoders import FastEncoder
 from data_indexing.errors import DataError
-from data_indexing.format import bin_path, idx_path
+from data_indexing.format import bin_path, idx_path, rejected_path, unpublished_path
 from data_indexing.inspect import inspect
 from data_indexing.manifest import Counts, InputFile, Placement, Tokenization, load_manifest
 from data_indexing.reader import IndexedReader
 from data_indexing.tokenize import RejectsError, TokenizeOptions, check_preset, tokenize_files
 from data_indexing.tokenizer import TextTokenizer
-from data_indexing.unpublished import rejected_path, unpublished_path
 from data_indexing.verify import verify
 from tests.shared_data import shared
 
@@ -309,3 +309,10 @@ def test_an_input_that_is_also_the_output_is_refused(byte_tokenizer, tmp_path):
     with pytest.raises(DataError, match="both input and output"):
         tokenize_files([text], tmp_path / "in", tokenizer=byte_tokenizer, options=TokenizeOptions(overwrite=True))
     assert text.read_text() == '{"text": "hei"}\n'
+
+
+def test_a_file_name_that_is_not_utf_8_comes_back_from_the_manifest(byte_tokenizer, write_lines, tmp_path):
+    name = os.fsdecode(b"a\xff.jsonl")
+    tokenize_files([write_lines([{"text": "a"}], name)], tmp_path / "p", tokenizer=byte_tokenizer, options=INLINE)
+    assert [file.name for file in manifest_of(tmp_path / "p").inputs] == [name]
+    assert verify(tmp_path / "p").faults == ()

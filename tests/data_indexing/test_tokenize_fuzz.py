@@ -13,8 +13,9 @@ import zstandard
 
 from data_indexing import text_streams
 from data_indexing.errors import DataError
+from data_indexing.format import rejected_path
 from data_indexing.tokenize import TokenizeOptions, tokenize_files
-from data_indexing.unpublished import State, rejected_path
+from data_indexing.unpublished import State
 from data_indexing.verify import verify
 
 TEXTS = ["ab", "", "\u00e4\u4e2d\U0001f642", "<s>x</s>", "a\nb\r\nc", "x" * 400, "\0", "</s>", "\u088f's", "1 2 3"]
