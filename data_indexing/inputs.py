@@ -1,6 +1,8 @@
 """Which files to read: names, folders and globs as the user gives them, and the share of them that a shard takes."""
 
 import glob
+import hashlib
+import json
 import os
 import re
 from collections import Counter
@@ -73,6 +75,11 @@ def find_inputs(names: Sequence[str | Path], output: Prefix | None = None) -> li
 def file_version(status: os.stat_result) -> tuple[int, ...]:
     """What another version of a file does not share, though it may have been given the same size and time."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def inputs_sha256(inputs: Sequence[InputPath]) -> str:
+    """Hash of the names and sizes of files: the same for all shards of them, wherever they lie."""
+    return hashlib.sha256(json.dumps([(item.name, item.num_bytes) for item in inputs]).encode()).hexdigest()
 
 
 def parse_shard(text: str) -> Shard:

@@ -62,13 +62,18 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Tokenization:
-    """How text became tokens: the encoder and its version, the field of the text, the shard (I/N), what is a sequence."""
+    """How text became tokens: the encoder and its version, the field of the text, the shard (I/N), what is a sequence.
+
+    `inputs_sha256` is that of the names and sizes of all inputs, by which the shards of one whole know each other; null
+    is not known.
+    """
 
     encoder: str
     encoder_version: str
     text_field: str
     shard: str
     sequences: Literal["documents", "sentences"]
+    inputs_sha256: str | None = None
 
 
 @dataclass(frozen=True)

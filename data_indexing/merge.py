@@ -16,6 +16,7 @@ from data_indexing.manifest import Counts, Manifest, Part
 from data_indexing.pairs import Pair, check_index, checked_bin, open_pairs
 from data_indexing.progress import progress
 from data_indexing.reader import IndexedReader
+from data_indexing.shards import check_shards
 from data_indexing.shuffle import DEFAULT_MEMORY_BYTES, check_seed, write_shuffled
 from data_indexing.streams import HASHES_BEHIND, read_exactly, run_ahead
 from data_indexing.structure import BATCH_SEQUENCES
@@ -34,14 +35,18 @@ def merge(
     *,
     shuffle_seed: int | None = None,
     shuffle_memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    allow_missing_shards: bool = False,
     overwrite: bool = False,
 ) -> Counts:
     """Concatenate pairs; with a seed, in one random order of all documents that is the same on every machine.
 
     Pairs of another dtype, tokenizer or BOS/EOD policy are refused, and so are damaged ones: what is read of a pair is
     compared with the hashes of its manifest. Where a pair has none, the merged one names no tokenizer and no policy.
+    Shards of one whole must all be there, once, unless `allow_missing_shards`.
     """
     pairs = open_pairs(prefixes, output)
+    if not allow_missing_shards:
+        check_shards(pairs)
     check_output(output, overwrite=overwrite)
     num_passes = 1 if shuffle_seed is None else 2
     _check_space(pairs, output, num_copies=num_passes)

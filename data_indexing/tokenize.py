@@ -27,7 +27,7 @@ from data_indexing.format import (
     rejected_path,
     unpublished_path,
 )
-from data_indexing.inputs import InputPath, Segment, Shard, file_version, find_inputs, plan_segments
+from data_indexing.inputs import InputPath, Segment, Shard, file_version, find_inputs, inputs_sha256, plan_segments
 from data_indexing.manifest import Counts, Manifest, Placement, Policy, Tokenization, TokenizerRecord
 from data_indexing.pipeline import add_documents
 from data_indexing.sentences import SentenceModel
@@ -223,7 +223,14 @@ def _manifest(job: _Job, encoder: EncoderName, output: Unpublished, hashes: tupl
         inputs=tuple(output.sealed),
         bin_sha256=hashes[0],
         idx_sha256=hashes[1],
-        tokenization=Tokenization(encoder, encoder_version(encoder) or "", options.text_field, f"{number}/{count}", sequences),
+        tokenization=Tokenization(
+            encoder=encoder,
+            encoder_version=encoder_version(encoder) or "",
+            text_field=options.text_field,
+            shard=f"{number}/{count}",
+            sequences=sequences,
+            inputs_sha256=inputs_sha256(job.inputs),
+        ),
     )
 
 

@@ -31,6 +31,8 @@ def _add_merge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add("--shuffle", type=int, metavar="SEED", help="shuffle all documents with this seed (default: keep the order)")
     memory = "memory for shuffling; the order does not depend on it (default: 0.5)"
     add("--shuffle-memory", type=_gigabytes, default=500_000_000, metavar="GB", help=memory)
+    shards = "merge shards that are not one whole: some missing, twice, or of two splits (default: refuse)"
+    add("--allow-missing-shards", action="store_true", help=shards)
     add("--overwrite", action="store_true", help="replace an existing output (default: refuse)")
     parser.set_defaults(run=_merge)
 
@@ -91,6 +93,7 @@ def _merge(args: argparse.Namespace) -> int:
         args.output,
         shuffle_seed=args.shuffle,
         shuffle_memory_bytes=args.shuffle_memory,
+        allow_missing_shards=args.allow_missing_shards,
         overwrite=args.overwrite,
     )
     print(f"{args.output}: {counts.num_documents:,} documents, {counts.num_tokens:,} tokens")

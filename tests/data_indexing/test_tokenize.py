@@ -21,6 +21,7 @@ from data_indexing import chunks, text_streams
 from data_indexing.encoders import FastEncoder
 from data_indexing.errors import DataError
 from data_indexing.format import bin_path, idx_path, rejected_path, unpublished_path
+from data_indexing.inputs import find_inputs, inputs_sha256
 from data_indexing.inspect import inspect
 from data_indexing.manifest import Counts, InputFile, Placement, Tokenization, load_manifest
 from data_indexing.reader import IndexedReader
@@ -76,7 +77,9 @@ def test_the_output_does_not_depend_on_workers_or_chunks(byte_tokenizer, tmp_pat
         tokenize_files(inputs, prefix, tokenizer=byte_tokenizer, options=TokenizeOptions(workers=workers))
         outputs.append((bin_path(prefix).read_bytes(), idx_path(prefix).read_bytes(), manifest_of(prefix)))
     assert outputs[0] == outputs[1] == outputs[2]
-    assert outputs[0][2].tokenization == Tokenization("gigatoken", version("gigatoken"), "text", "0/1", "documents")
+    assert outputs[0][2].tokenization == Tokenization(
+        "gigatoken", version("gigatoken"), "text", "0/1", "documents", inputs_sha256(find_inputs(inputs))
+    )
 
 
 def test_the_text_is_the_megatron_files_one_would_write_by_hand(byte_tokenizer, write_lines, tmp_path):
