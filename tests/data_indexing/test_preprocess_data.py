@@ -82,7 +82,9 @@ def test_the_job_array_writes_a_pair_for_each_element_and_skips_what_is_done(wri
         "INPUT": str(tmp_path / "in"),
         "OUTPUT": str(tmp_path / "out"),
         "TOKENIZER": str(shared("tokenizers/llama3")),
-        "SLURM_ARRAY_TASK_COUNT": "2",
+        "SHARDS": "2",
+        # That of the elements submitted together, which may be one that is submitted again.
+        "SLURM_ARRAY_TASK_COUNT": "1",
         "SLURM_CPUS_PER_TASK": "1",
     }
     for element in ("0", "1", "1"):
