@@ -21,15 +21,19 @@ _NAMED_KEYS = 8
 
 
 class Reject(NamedTuple):
-    """A document that cannot be used: its number within the chunk, from 1, and why."""
+    """A document that cannot be used: its number within the chunk, from 1, and why.
+
+    Where a damaged file is why, it is the first of `num_damaged` documents.
+    """
 
     number: int
     reason: str
+    num_damaged: int = 0
 
 
 @dataclass(frozen=True)
 class Documents:
-    """What a chunk holds; `num_read` counts the texts, the rejects and the empty documents."""
+    """What a chunk holds; `num_read` counts the texts, the rejects, the empty documents and those lost by damage."""
 
     texts: list[Text]
     rejects: list[Reject]
@@ -39,17 +43,20 @@ class Documents:
 def read_documents(chunk: Chunk, field: str, *, limit: int) -> Documents:
     """Texts of a chunk, none of them empty; `field` is that of lines, a.b for one inside another."""
     found = _read(chunk, field, limit)
+    num_read = len(found)
     if chunk.fault is not None:
-        found.append(_Refusal(chunk.fault))
+        found.append(_Refusal(chunk.fault.reason, chunk.fault.num_damaged))
+        num_read += max(1, chunk.fault.num_damaged)
     texts = [item for item in found if item and not isinstance(item, _Refusal)]
     rejects = []
     if len(texts) < len(found):
-        rejects = [Reject(number, item.reason) for number, item in enumerate(found, start=1) if isinstance(item, _Refusal)]
-    return Documents(texts, rejects, len(found))
+        rejects = [Reject(number, *item) for number, item in enumerate(found, start=1) if isinstance(item, _Refusal)]
+    return Documents(texts, rejects, num_read)
 
 
 class _Refusal(NamedTuple):
     reason: str
+    num_damaged: int = 0
 
 
 def _read(chunk: Chunk, field: str, limit: int) -> list[Text | _Refusal]:

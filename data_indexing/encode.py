@@ -31,7 +31,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The documents of a chunk; `num_read` counts those written, the empty ones and the rejects."""
+    """The documents of a chunk; `num_read` counts those written, the empty ones, the rejects and those lost by damage."""
 
     packed: Packed
     rejects: list[Reject]

@@ -123,11 +123,11 @@ def _cut(item: InputPath, first: int, end: int, *, last: bool) -> Iterator[Segme
 
 
 def _row_group_starts(item: InputPath) -> list[int]:
-    from data_indexing.parquet import row_group_bytes
+    from data_indexing.parquet import row_groups
 
     starts = [0]
-    for size in row_group_bytes(item.path):
-        starts.append(min(starts[-1] + size, item.num_bytes - 1))
+    for group in row_groups(item.path):
+        starts.append(min(starts[-1] + group.num_bytes, item.num_bytes - 1))
     return starts[:-1]
 
 

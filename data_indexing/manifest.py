@@ -40,7 +40,8 @@ class Policy:
 class Counts:
     """Documents and tokens written, empty documents left out, UTF-8 bytes of text, documents rejected; null is not known.
 
-    What was read is the sum of what was written, left out and rejected.
+    What was read is the sum of what was written, left out, rejected and lost by damage: the rows of damaged row groups, and
+    one for each compressed file that could not be read to its end, since nobody knows how many.
     """
 
     num_documents: int
@@ -48,6 +49,7 @@ class Counts:
     num_empty_documents: int | None
     num_text_bytes: int | None
     num_rejected_documents: int | None = None
+    num_damaged_documents: int | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 CHUNK_BYTES = 1 << 20
 # What these become is in memory at once, at worst some thousand times as much.
 _ZSTD_BYTES = 1 << 14
+# The largest there is (zstd --long=31): such a file takes as much memory, if it is as large.
+_ZSTD_WINDOW_BYTES = 1 << 31
 
 
 class Stream(Protocol):
@@ -56,7 +58,7 @@ def decompress(stream: HashedStream, compression: str | None) -> Stream:
     """The text in a stream; what it raises for damaged data is a DamagedError."""
     if compression is None:
         return stream
-    return _Decompressed(_open(stream, compression))
+    return _Decompressed(_open(stream, compression), stream)
 
 
 def read_lines(stream: Stream, position: int, *, limit: int) -> Iterator[tuple[bytes | None, int]]:
@@ -112,8 +114,9 @@ def exhaust(stream: HashedStream) -> None:
 class _Decompressed:
     """Gives all there is before the place of a damage, then raises."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, source: HashedStream) -> None:
         self._stream = stream
+        self._source = source
         self._damage: DamagedError | None = None
 
     def read(self, size: int, /) -> bytes:
@@ -127,7 +130,10 @@ class _Decompressed:
 
     def _read_some(self, size: int) -> bytes:
         try:
-            return bytes(self._stream.read1(size))
+            block = bytes(self._stream.read1(size))
+            if self._source.num_bytes == 0:
+                raise EOFError("an empty file")
+            return block
         except (EOFError, OSError, zlib.error, lzma.LZMAError, _zstd_error()) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -142,7 +148,7 @@ class _ZstdFile:
         import zstandard
 
         self._stream = stream
-        self._new_frame = zstandard.ZstdDecompressor().decompressobj
+        self._new_frame = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj
         self._frame: Any = None
         self._data = b""
 

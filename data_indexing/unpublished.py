@@ -56,6 +56,7 @@ class State:
     num_sequences: int = 0
     num_tokens: int = 0
     rejected_bytes: int = 0
+    num_damaged: int = 0
 
 
 def journal_of(prefix: Prefix) -> tuple[str | None, bool]:
@@ -146,7 +147,7 @@ class Unpublished:
         if (self._folder / _INDEX).exists():
             # An older index must never stand beside the new tokens.
             idx_path(self.prefix).unlink(missing_ok=True)
-        if self.state.num_rejected == 0:
+        if self.state.rejected_bytes == 0:
             rejected_path(self.prefix).unlink(missing_ok=True)
             (self._folder / _REJECTED).unlink(missing_ok=True)
         targets = {

@@ -27,7 +27,7 @@ REJECTS_CODE = 3
 
 
 def main() -> int:
-    """Run it; returns the exit code: 0 done, 2 the user's mistake, 3 too many documents rejected."""
+    """Run it; returns the exit code: 0 done, 2 the user's mistake, 3 too many documents rejected, or damaged inputs."""
     args = _parser().parse_args()
     try:
         tokenizer = load_tokenizer(args.tokenizer_model)
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--lang", default="english", help="whose Punkt tables to take from $NLTK_DATA (default: english)")
     add("--keep-newlines", action="store_true", help="keep the white space between sentences")
     add("--max-rejected", default="0", help="documents, or P%% of them, that may be unreadable (default: 0)")
+    add("--allow-damaged", action="store_true", help="publish although compressed or Parquet files are damaged")
     for flag in ("--partitions", "--vocab-size", "--make-vocab-size-divisible-by", "--tensor-model-parallel-size"):
         add(flag, type=int, help="accepted, without effect")
     add("--keep-sequential-samples", action="store_true", help="always so")
@@ -73,6 +74,7 @@ def _tokenize(args: argparse.Namespace, key: str, tokenizer: TextTokenizer) -> N
         eod="document" if args.append_eod else "none",
         sentences=sentences,
         max_rejected=args.max_rejected,
+        allow_damaged=args.allow_damaged,
         workers=args.workers,
         overwrite=True,
     )

@@ -82,6 +82,14 @@ def test_all_before_a_damage_is_read_and_then_the_damage_raised(compression, dam
     assert len(found) > 100_000 or damage == "none of it"
 
 
+def test_zstd_of_the_longest_window_is_read():
+    text = b"line\n" * 100
+    compressor = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=31))
+    packed = compressor.compressobj()
+    stream = decompress(hashed(packed.compress(text) + packed.flush()), "zstd")
+    assert stream.read(1000) == text
+
+
 @given(lines=st.lists(st.integers(0, 5), max_size=8), offset=st.integers(0, 50))
 def test_a_line_starts_behind_a_newline(lines, offset):
     raw = b"".join(b"x" * size + b"\n" for size in lines)
