@@ -60,9 +60,14 @@ def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _add_fertility(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("fertility", help="tokens a word and bytes a token, by text and tokenizer")
     add = parser.add_argument
-    add("texts", nargs="+", metavar="TEXT", help="files of JSON lines (.jsonl) or text, plain or .gz")
+    add("texts", nargs="+", metavar="TEXT", help="files, folders or globs, read as by tokenize")
     add("--tokenizer", required=True, action="append", metavar="PATH", help=f"{_TOKENIZER_HELP}; may be repeated")
-    add("--text-field", default="text", metavar="KEY", help="key of the text in JSON lines, a.b for a nested one (default: text)")
+    add(
+        "--text-field",
+        default="text",
+        metavar="KEY",
+        help="key of the text in each line or column, a.b for a nested one (default: text)",
+    )
     add("--picture", metavar="FILE", help="save the table as bars too: .png, .svg or .pdf (default: table alone)")
     parser.set_defaults(run=_fertility)
 
