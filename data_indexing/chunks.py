@@ -9,16 +9,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from pickle import PickleBuffer
+from typing import TYPE_CHECKING, Any
 
 from data_indexing.errors import DataError
 from data_indexing.inputs import Segment
 from data_indexing.manifest import InputFile, file_sha256
-from data_indexing.text_streams import DamagedError, HashedStream, Stream, decompress, exhaust, find_line_start, read_lines, skip
+from data_indexing.text_streams import (
+    CHUNK_BYTES,
+    DamagedError,
+    HashedStream,
+    Stream,
+    decompress,
+    exhaust,
+    find_line_start,
+    read_lines,
+    skip,
+)
 
 if TYPE_CHECKING:
     from data_indexing.parquet import RowGroup
 
+Buffer = bytes | bytearray
 Lengths = tuple[int, ...]
 
 
@@ -37,10 +49,15 @@ class Chunk:
     path: Path
     offset: int = 0
     num_bytes: int = 0
-    data: bytes | None = None
+    data: Buffer | None = None
     lengths: Lengths | None = None
     fault: Fault | None = None
     """What comes after all this and cannot be read."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let what may be large travel beside the pickle, without a copy."""
+        data = PickleBuffer(self.data) if isinstance(self.data, bytearray) else self.data
+        return Chunk, (self.path, self.offset, self.num_bytes, data, self.lengths, self.fault)
 
 
 @dataclass(frozen=True)
@@ -73,7 +90,7 @@ def cut_segments(segments: Sequence[Segment], field: str, *, limit: int, start: 
             yield from _cut_segment(reader, number, position)
 
 
-def read_chunk(chunk: Chunk) -> bytes:
+def read_chunk(chunk: Chunk) -> Buffer:
     """Bytes of a chunk."""
     if chunk.data is not None:
         return chunk.data
@@ -176,7 +193,7 @@ class _StreamReader(_Reader):
     def _first_byte(self) -> int:
         return self._part[0] if self._part else 0
 
-    def _chunk(self, data: bytes, position: int, lengths: Lengths | None = None) -> Chunk:
+    def _chunk(self, data: Buffer, position: int, lengths: Lengths | None = None) -> Chunk:
         if self.segment.source.compression:
             return Chunk(self._path, num_bytes=len(data), data=data, lengths=lengths)
         return Chunk(self._path, self._first_byte + position, len(data), lengths=lengths)
@@ -192,20 +209,28 @@ class _LineReader(_StreamReader):
                 yield Chunk(self._path, data=b"", fault=Fault(too_large(self._limit))), end
             else:
                 # At its very start, a file may say that it is UTF-8.
-                text = data.removeprefix(BOM_UTF8) if self._first_byte + end == len(data) else data
-                yield self._chunk(text, end - len(text)), end
+                if self._first_byte + end == len(data) and data.startswith(BOM_UTF8):
+                    del data[: len(BOM_UTF8)]
+                chunk = self._chunk(data, end - len(data))
+                del data
+                yield chunk, end
 
 
 class _TextReader(_StreamReader):
     """A file that is one document."""
 
     def _chunks(self, stream: Stream, position: int) -> Iterator[tuple[Chunk, int]]:
-        data = stream.read(self._limit + 1)
+        data = bytearray()
+        while len(data) <= self._limit and (block := stream.read(CHUNK_BYTES)):
+            data += block
         if len(data) > self._limit:
             yield Chunk(self._path, data=b"", fault=Fault(too_large(self._limit))), -1
-        else:
-            text = data.removeprefix(BOM_UTF8)
-            yield self._chunk(text, len(data) - len(text), (len(text),)), -1
+            return
+        start = len(BOM_UTF8) if data.startswith(BOM_UTF8) else 0
+        del data[:start]
+        chunk = self._chunk(data, start, (len(data),))
+        del data
+        yield chunk, -1
 
 
 class _ParquetReader(_Reader):

@@ -13,6 +13,7 @@ from data_indexing.chunks import cut_segments
 from data_indexing.documents import read_documents
 from data_indexing.errors import DataError
 from data_indexing.inputs import InputPath, find_inputs, plan_segments
+from data_indexing.pieces import to_str
 from data_indexing.tokenizer import TextTokenizer
 
 _BATCH_CHARACTERS = 1 << 20
@@ -123,7 +124,7 @@ def _texts(source: InputPath, text_field: str) -> Iterator[str]:
         num_documents += documents.num_read
         num_bytes += chunk.num_bytes
         for text in documents.texts:
-            yield text.decode() if isinstance(text, bytes) else text
+            yield to_str(text)
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

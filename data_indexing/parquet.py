@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from data_indexing.errors import DataError
 
-Rows = tuple[bytes, tuple[int, ...]]
+Rows = tuple[bytearray, tuple[int, ...]]
 """The UTF-8 bytes of some rows, and each row's length or -1 for null."""
 
 _CHUNK_BYTES = 1 << 20
@@ -55,14 +55,14 @@ def read_rows(path: Path, field: str, group: int) -> Iterator[Rows]:
                 parts.append(data)
                 lengths += row_lengths
                 if sum(map(len, parts)) >= _CHUNK_BYTES:
-                    yield b"".join(parts), tuple(lengths)
+                    yield bytearray().join(parts), tuple(lengths)
                     parts, lengths = [], []
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            yield b"".join(parts), tuple(lengths)
+            yield bytearray().join(parts), tuple(lengths)
             raise ParquetDamageError(str(error).splitlines()[0]) from None
-        yield b"".join(parts), tuple(lengths)
+        yield bytearray().join(parts), tuple(lengths)
 
 
 def _row_group(number: int, metadata: Any) -> RowGroup:
@@ -87,7 +87,7 @@ def _check_column(file: Any, path: Path, field: str) -> None:
         raise DataError(f"{path}: column {field!r} is {kind}, not a string; see --text-field")
 
 
-def _read_batches(file: Any, field: str, group: int) -> Iterator[Rows]:
+def _read_batches(file: Any, field: str, group: int) -> Iterator[tuple[bytes, tuple[int, ...]]]:
     metadata = file.metadata.row_group(group)
     columns = map(metadata.column, range(metadata.num_columns))
     size = next(column.total_uncompressed_size for column in columns if column.path_in_schema == field)
@@ -108,7 +108,7 @@ def _descend(batch: pa.RecordBatch, field: str) -> Any:
     return column
 
 
-def _flatten(values: Any) -> Rows:
+def _flatten(values: Any) -> tuple[bytes, tuple[int, ...]]:
     lengths = pc.fill_null(pc.binary_length(values), -1).to_numpy(zero_copy_only=False).astype(np.int64)
     offsets = np.frombuffer(values.buffers()[1], np.int64)[values.offset : values.offset + len(values) + 1]
     data = values.buffers()[2]

@@ -5,8 +5,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cache
 from typing import Any
+
+import numpy as np
 
 from data_indexing.checks import Checks, NoChecks, sample_checks
 from data_indexing.chunks import Chunk, Cut, cut_segments, numbers_before
@@ -56,7 +59,8 @@ def _encoded(cuts: Iterator[Cut], encode: Map, checks: Checks) -> Iterator[tuple
         for number, cut in enumerate(cuts):
             if number == 0:
                 yield None
-            taken.append(cut)
+            # Without its bytes: those of a large one are not needed twice.
+            taken.append(replace(cut, chunk=Chunk(cut.chunk.path)))
             yield cut.chunk
 
     for number, encoded in enumerate(encode(chunks())):
@@ -80,7 +84,7 @@ def _after(state: State, cut: Cut, encoded: Encoded, num_rejected_bytes: int) ->
         num_text_bytes=state.num_text_bytes + encoded.num_text_bytes,
         num_documents=state.num_documents + num_documents,
         num_sequences=state.num_sequences + packed.lengths.size,
-        num_tokens=state.num_tokens + packed.tokens.size,
+        num_tokens=state.num_tokens + int(packed.lengths.sum(dtype=np.int64)),
         rejected_bytes=state.rejected_bytes + num_rejected_bytes,
     )
 

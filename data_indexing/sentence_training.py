@@ -8,6 +8,7 @@ from data_indexing.chunks import cut_segments
 from data_indexing.documents import read_documents
 from data_indexing.format import Prefix
 from data_indexing.inputs import InputPath, find_inputs, plan_segments
+from data_indexing.pieces import to_str
 from data_indexing.sentences import SentenceModel, load_sentence_model, train_sentence_model
 
 _TRAINING_CHARACTERS = 4_000_000
@@ -37,7 +38,7 @@ def _first_texts(inputs: Sequence[InputPath], text_field: str) -> Iterator[str]:
     left = _TRAINING_CHARACTERS
     for cut in cut_segments(plan_segments(inputs), text_field, limit=_LIMIT_BYTES):
         for text in read_documents(cut.chunk, text_field, limit=_LIMIT_BYTES).texts:
-            yield text.decode()[:left] if isinstance(text, bytes) else text[:left]
+            yield to_str(text)[:left]
             left -= len(text)
             if left <= 0:
                 return

@@ -61,7 +61,7 @@ def decompress(stream: HashedStream, compression: str | None) -> Stream:
     return _Decompressed(_open(stream, compression), stream)
 
 
-def read_lines(stream: Stream, position: int, *, limit: int) -> Iterator[tuple[bytes | None, int]]:
+def read_lines(stream: Stream, position: int, *, limit: int) -> Iterator[tuple[bytearray | None, int]]:
     """Whole lines in pieces of about CHUNK_BYTES with the position behind each, None for a line of more than `limit` bytes.
 
     A line only just above the limit may also be in a piece.
@@ -75,8 +75,12 @@ def read_lines(stream: Stream, position: int, *, limit: int) -> Iterator[tuple[b
         searched = len(carry) - size
         if size:
             position += size
-            yield bytes(memoryview(carry)[:size]), position
-            del carry[:size]
+            rest = carry[size:]
+            del carry[size:]
+            # A large piece is the caller's alone.
+            whole = [carry]
+            carry = rest
+            yield whole.pop(), position
         elif len(carry) > limit:
             passed, carry = _pass_line(stream, len(carry))
             searched = 0

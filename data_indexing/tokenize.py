@@ -159,8 +159,16 @@ class _Job:
 
     def chunk_encoder(self, encoder: EncoderName) -> ChunkEncoder:
         options = self.options
-        limit = options.max_document_bytes
-        return ChunkEncoder(encoder, self.tokenizer, self.policy, self.dtype, options.text_field, limit, options.sentences)
+        return ChunkEncoder(
+            encoder,
+            self.tokenizer,
+            self.policy,
+            self.dtype,
+            text_field=options.text_field,
+            max_document_bytes=options.max_document_bytes,
+            sentences=options.sentences,
+            folder=unpublished_path(self.prefix).absolute(),
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:

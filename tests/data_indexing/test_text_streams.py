@@ -40,7 +40,9 @@ def test_pieces_of_any_size_hold_every_line_once_and_only_long_ones_are_passed_o
     previous = 0
     for data, end in pieces:
         assert data is None or raw[previous:end] == data
-        found += [None] if data is None else data.splitlines(keepends=True) if b"\r" not in data else data.split(b"\n")
+        found += (
+            [None] if data is None else bytes(data).splitlines(keepends=True) if b"\r" not in data else bytes(data).split(b"\n")
+        )
         assert data is None or end == len(raw) or data.endswith(b"\n")
         assert data is not None or len(raw[previous:end].removesuffix(b"\n")) >= limit
         previous = end
