@@ -24,7 +24,8 @@ _DEFINITION_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
 _RANKS_FILE = "tokenizer.model"
 _TEMPLATE_FILE = "chat_template.jinja"
-_CARRIED_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template", "model_max_length")
+_TOKEN_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token")
+_CARRIED_KEYS = (*_TOKEN_KEYS, "chat_template", "model_max_length")
 # To be raised when what is cached changes.
 _CACHE_VERSION = 3
 # What decides how text becomes ids and ids become text; the post-processor only adds special tokens.
@@ -172,15 +173,21 @@ def _definition_file(path: Path) -> Path:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / _CONFIG_FILE
-    config: dict[str, Any] = {}
+    raw: Any = {}
     if path.exists():
         try:
-            config = json.loads(_read_text(path))
+            raw = json.loads(_read_text(path))
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{error.lineno}: {error.msg}; copy the tokenizer again") from None
+    if not isinstance(raw, dict):
+        raise DataError(f"{path}: {type(raw).__name__}, not an object; copy the tokenizer again")
+    config = {key: _content(raw[key]) for key in _CARRIED_KEYS if raw.get(key) is not None}
+    for key in _TOKEN_KEYS:
+        if not isinstance(config.get(key, ""), str):
+            raise DataError(f"{path}: {key} is {type(config[key]).__name__}, not a string; copy the tokenizer again")
     if (folder / _TEMPLATE_FILE).exists():
         config["chat_template"] = _read_text(folder / _TEMPLATE_FILE)
-    return {key: _content(config[key]) for key in _CARRIED_KEYS if config.get(key) is not None}
+    return config
 
 
 def _content(value: Any) -> Any:

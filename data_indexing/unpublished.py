@@ -128,7 +128,8 @@ class Unpublished:
         """Put the list of rejects where it lies when the pair is published, without the pair; returns the first of them."""
         self.commit()
         partial = partial_path(rejected_path(self.prefix))
-        shutil.copyfile(self._folder / _REJECTED, partial)
+        with full_disk_named(partial):
+            shutil.copyfile(self._folder / _REJECTED, partial)
         partial.rename(rejected_path(self.prefix))
         with rejected_path(self.prefix).open(encoding="utf-8") as lines:
             first = json.loads(next(lines))
@@ -184,7 +185,9 @@ class Unpublished:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         """Close the files; after an exception before the first commit, remove them."""
-        self._open.close()
+        with full_disk_named(self.prefix):
+            # What the files still keep back is written now.
+            self._open.close()
         if kind is not None and self._committed == State():
             shutil.rmtree(self._folder, ignore_errors=True)
 

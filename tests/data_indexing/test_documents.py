@@ -72,6 +72,11 @@ def test_any_json_of_pythons_is_read(texts, escaped):
     assert (found.texts, found.rejects) == ([text for text in texts if text], [])
 
 
+def test_a_key_with_a_dot_in_it_is_found_before_one_inside_another():
+    assert lines(b'{"a.b": "x"}\n{"a": {"b": "y"}}\n{"a": {"b": "y"}, "a.b": "x"}\n', "a.b").texts == ["x", "y", "x"]
+    assert lines(b'{"a.b": "x"}\n', "a.b").texts == ["x"]
+
+
 @given(st.binary(max_size=60))
 def test_any_bytes_are_read_or_refused_as_the_standard_library_would(line):
     line = line.replace(b"\n", b"")

@@ -1,5 +1,6 @@
 """A run killed at any moment and started again gives the bytes of one that was not."""
 
+import errno
 import gzip
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
 
@@ -206,6 +208,19 @@ def test_a_journal_cut_short_loses_its_last_line_alone(inputs, whole, stops, tmp
         assert journal_of(tmp_path / "p")[0] is not None
     run(inputs, tmp_path / "p", byte_tokenizer)
     assert outputs(tmp_path / "p") == whole[1]
+
+
+@pytest.mark.parametrize("place", ["the list of rejects", "the last bytes"])
+def test_a_full_disk_is_named_wherever_it_is_met(inputs, tmp_path, byte_tokenizer, monkeypatch, place):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if place == "the list of rejects":
+        monkeypatch.setattr(shutil, "copyfile", refuse)
+    else:
+        monkeypatch.setattr(ExitStack, "close", refuse)
+    with pytest.raises(DataError, match=r"/p[^:]*: No space left on device; nothing was written, free space"):
+        run(inputs, tmp_path / "p", byte_tokenizer, max_rejected="0")
 
 
 def test_two_runs_do_not_work_on_one_output(inputs, stops, tmp_path, byte_tokenizer, monkeypatch):
