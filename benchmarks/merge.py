@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_indexing.manifest import file_sha256
+from data_indexing.manifest import Counts, Manifest, file_sha256
 from data_indexing.writer import IndexedWriter
 
 _BEGIN = """
@@ -111,7 +111,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _generate(folder: Path, shards: int, shard_mb: int) -> Iterator[int]:
-    """Shards of random ids below 128,256 in documents of 1,000 tokens on average; yields the bytes of each."""
+    """Shards with manifests, random ids below 128,256 in documents of 1,000 tokens on average; yields the bytes of each."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(shards):
@@ -119,7 +119,16 @@ def _generate(folder: Path, shards: int, shard_mb: int) -> Iterator[int]:
         with IndexedWriter(folder / f"{number:04}", np.int32) as writer:
             for part in np.array_split(lengths, max(1, shard_mb // 16)):
                 writer.add_documents(rng.integers(0, 128_256, part.sum(), np.int32), part)
+            writer.seal()
+            writer.add_manifest(_manifest(writer))
         yield writer.num_tokens * 4
+
+
+def _manifest(writer: IndexedWriter) -> Manifest:
+    """What ours compares with what it reads."""
+    counts = Counts(writer.num_documents, writer.num_tokens, None, None)
+    hashes = {"bin_sha256": writer.bin_sha256, "idx_sha256": writer.idx_sha256}
+    return Manifest(tokenizer=None, policy=None, dtype=writer.dtype.name, counts=counts, inputs=(), **hashes)
 
 
 def _run(program: str, folder: Path) -> tuple[float, float]:

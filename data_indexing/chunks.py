@@ -9,13 +9,37 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
+from pickle import PickleBuffer
+from typing import TYPE_CHECKING, Any
 
 from data_indexing.errors import DataError
 from data_indexing.inputs import Segment
 from data_indexing.manifest import InputFile, file_sha256
-from data_indexing.text_streams import DamagedError, HashedStream, Stream, decompress, exhaust, find_line_start, read_lines, skip
+from data_indexing.text_streams import (
+    CHUNK_BYTES,
+    DamagedError,
+    HashedStream,
+    Stream,
+    decompress,
+    exhaust,
+    find_line_start,
+    read_lines,
+    skip,
+)
 
+if TYPE_CHECKING:
+    from data_indexing.parquet import RowGroup
+
+Buffer = bytes | bytearray
 Lengths = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why something of a file cannot be read: one document, or, where the file is damaged, as many as can be told."""
+
+    reason: str
+    num_damaged: int = 0
 
 
 @dataclass(frozen=True)
@@ -25,10 +49,15 @@ class Chunk:
     path: Path
     offset: int = 0
     num_bytes: int = 0
-    data: bytes | None = None
+    data: Buffer | None = None
     lengths: Lengths | None = None
-    fault: str | None = None
-    """Why what comes after all this cannot be read; it counts as one more line."""
+    fault: Fault | None = None
+    """What comes after all this and cannot be read."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let what may be large travel beside the pickle, without a copy."""
+        data = PickleBuffer(self.data) if isinstance(self.data, bytearray) else self.data
+        return Chunk, (self.path, self.offset, self.num_bytes, data, self.lengths, self.fault)
 
 
 @dataclass(frozen=True)
@@ -61,7 +90,7 @@ def cut_segments(segments: Sequence[Segment], field: str, *, limit: int, start: 
             yield from _cut_segment(reader, number, position)
 
 
-def read_chunk(chunk: Chunk) -> bytes:
+def read_chunk(chunk: Chunk) -> Buffer:
     """Bytes of a chunk."""
     if chunk.data is not None:
         return chunk.data
@@ -81,9 +110,9 @@ def too_large(limit: int) -> str:
 def numbers_before(segment: Segment) -> int:
     """Lines or rows of a file before a segment of it."""
     if segment.source.kind == "parquet":
-        from data_indexing.parquet import first_row
+        from data_indexing.parquet import row_groups
 
-        return first_row(segment.source.path, segment.begin)
+        return sum(group.num_rows for group in row_groups(segment.source.path)[: segment.begin])
     if segment.begin == 0:
         return 0
     with segment.source.path.open("rb", buffering=0) as raw:
@@ -144,7 +173,7 @@ class _StreamReader(_Reader):
                     self.num_file_bytes = hashed.num_bytes
                     yield item
             except DamagedError as error:
-                fault = f"{source.compression} data damaged from about here ({error})"
+                fault = Fault(f"{source.compression} data damaged from about here ({error})", num_damaged=1)
                 yield Chunk(self._path, data=b"", fault=fault), -1
             exhaust(hashed)
         self.num_file_bytes = hashed.num_bytes
@@ -160,11 +189,14 @@ class _StreamReader(_Reader):
         self._part = first, end
         return end - first
 
-    def _chunk(self, data: bytes, position: int, lengths: Lengths | None = None) -> Chunk:
+    @property
+    def _first_byte(self) -> int:
+        return self._part[0] if self._part else 0
+
+    def _chunk(self, data: Buffer, position: int, lengths: Lengths | None = None) -> Chunk:
         if self.segment.source.compression:
             return Chunk(self._path, num_bytes=len(data), data=data, lengths=lengths)
-        first = self._part[0] if self._part else 0
-        return Chunk(self._path, first + position, len(data), lengths=lengths)
+        return Chunk(self._path, self._first_byte + position, len(data), lengths=lengths)
 
     def _chunks(self, stream: Stream, position: int) -> Iterator[tuple[Chunk, int]]:
         raise NotImplementedError
@@ -174,41 +206,68 @@ class _LineReader(_StreamReader):
     def _chunks(self, stream: Stream, position: int) -> Iterator[tuple[Chunk, int]]:
         for data, end in read_lines(stream, position, limit=self._limit):
             if data is None:
-                yield Chunk(self._path, data=b"", fault=too_large(self._limit)), end
+                yield Chunk(self._path, data=b"", fault=Fault(too_large(self._limit))), end
             else:
-                yield self._chunk(data, end - len(data)), end
+                # At its very start, a file may say that it is UTF-8.
+                if self._first_byte + end == len(data) and data.startswith(BOM_UTF8):
+                    del data[: len(BOM_UTF8)]
+                chunk = self._chunk(data, end - len(data))
+                del data
+                yield chunk, end
 
 
 class _TextReader(_StreamReader):
     """A file that is one document."""
 
     def _chunks(self, stream: Stream, position: int) -> Iterator[tuple[Chunk, int]]:
-        data = stream.read(self._limit + 1)
+        data = bytearray()
+        while len(data) <= self._limit and (block := stream.read(CHUNK_BYTES)):
+            data += block
         if len(data) > self._limit:
-            yield Chunk(self._path, data=b"", fault=too_large(self._limit)), -1
-        else:
-            text = data.removeprefix(BOM_UTF8)
-            yield self._chunk(text, len(data) - len(text), (len(text),)), -1
+            yield Chunk(self._path, data=b"", fault=Fault(too_large(self._limit))), -1
+            return
+        start = len(BOM_UTF8) if data.startswith(BOM_UTF8) else 0
+        del data[:start]
+        chunk = self._chunk(data, start, (len(data),))
+        del data
+        yield chunk, -1
 
 
 class _ParquetReader(_Reader):
+    """A position is the number of a row, counted from the first of the segment."""
+
     def read(self, position: int) -> Iterator[tuple[Chunk, int]]:
-        from data_indexing.parquet import ERRORS, read_rows
+        from data_indexing.parquet import row_groups
 
         segment = self.segment
         self._sha256 = file_sha256(self._path)
+        first = 0
+        for group in row_groups(self._path)[segment.begin : segment.end]:
+            if position < first + group.num_rows:
+                for chunk, end in self._read_group(group, max(0, position - first)):
+                    yield chunk, first + end
+            first += group.num_rows
+        self.num_file_bytes = segment.source.num_bytes
+
+    def _read_group(self, group: "RowGroup", position: int) -> Iterator[tuple[Chunk, int]]:
+        from data_indexing.parquet import ParquetDamageError, read_rows
+
         row = 0
+        reason = "holds fewer rows than its footer says"
         try:
-            for data, lengths in read_rows(self._path, self._field, groups=range(segment.begin, segment.end)):
+            for data, lengths in read_rows(self._path, self._field, group.number):
                 row += len(lengths)
                 if row > position:
                     skipped = max(0, len(lengths) - (row - position))
                     rest = data[sum(length for length in lengths[:skipped] if length > 0) :]
                     yield Chunk(self._path, num_bytes=len(rest), data=rest, lengths=lengths[skipped:]), row
-        except ERRORS as error:
-            fault = f"Parquet data damaged from about here ({str(error).splitlines()[0]})"
-            yield Chunk(self._path, data=b"", fault=fault), -1
-        self.num_file_bytes = segment.source.num_bytes
+        except ParquetDamageError as error:
+            reason = str(error)
+        if row < group.num_rows:
+            fault = Fault(
+                f"row group {group.number} of Parquet damaged ({reason})", num_damaged=group.num_rows - max(row, position)
+            )
+            yield Chunk(self._path, data=b"", fault=fault), group.num_rows
 
 
 _READERS = {"lines": _LineReader, "text": _TextReader, "parquet": _ParquetReader}

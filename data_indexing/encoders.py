@@ -9,26 +9,23 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, Protocol
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
 
 from data_indexing.cache import cached
 from data_indexing.errors import DataError
-from data_indexing.large_lines import decode_pieces
+from data_indexing.pieces import PIECE_CHARACTERS, Text, pieces, text_parts, to_str
 from data_indexing.tokenizer import TextTokenizer
 
 EncoderName = Literal["gigatoken", "tokenizers"]
 Ids = npt.NDArray[np.uint32]
-Text = str | bytes
-"""A text; a large one as its UTF-8."""
 
-# Encoded text takes some hundred bytes of memory a token until its ids are taken out.
-_BATCH_CHARACTERS = 1 << 19
 # Letters and digits that Unicode 17 added: gigatoken 0.10 knows them, tokenizers 0.23 takes them for symbols.
 DISPUTED_RANGES = (
     *((0x88F, 0x88F), (0xC5C, 0xC5C), (0xCDC, 0xCDC), (0xA7CE, 0xA7CF), (0xA7D2, 0xA7D2), (0xA7D4, 0xA7D4), (0xA7F1, 0xA7F1)),
@@ -57,6 +54,10 @@ class Encoder(Protocol):
         """Ids of each text, nothing added."""
         ...
 
+    def encode_in_pieces(self, text: Text) -> Iterator[Ids]:
+        """Ids of a large text, one part after the other."""
+        ...
+
 
 @dataclass(frozen=True)
 class ReferenceEncoder:
@@ -68,8 +69,16 @@ class ReferenceEncoder:
         """Ids of each text, nothing added."""
         ids: list[Ids] = []
         for batch in _batches(texts):
-            ids.extend(np.array(item, np.uint32) for item in self.tokenizer.encode_batch(batch))
+            if len(batch) == 1:
+                ids.append(np.concatenate(list(self.encode_in_pieces(batch[0]))))
+            else:
+                ids += map(_to_ids, self.tokenizer.encode_batch(list(map(to_str, batch))))
         return ids
+
+    def encode_in_pieces(self, text: Text) -> Iterator[Ids]:
+        """Ids of a large text, one part after the other."""
+        for piece in _pieces(self.tokenizer, text):
+            yield _to_ids(self.tokenizer.encode_batch([piece])[0])
 
 
 @dataclass
@@ -86,9 +95,17 @@ class FastEncoder:
     def encode(self, texts: Sequence[Text]) -> list[Ids]:
         """Ids of each text, nothing added."""
         ids: list[Ids] = _guarded(self._encode, texts)
-        for number in [number for number, text in enumerate(texts) if not text.isascii() and is_disputed(text)]:
-            ids[number] = np.array(self.tokenizer.encode_batch([_decoded(texts[number])])[0], np.uint32)
+        for number in [number for number, text in enumerate(texts) if is_disputed(text)]:
+            ids[number] = np.concatenate(list(self.encode_in_pieces(texts[number])))
         return ids
+
+    def encode_in_pieces(self, text: Text) -> Iterator[Ids]:
+        """Ids of a large text, one part after the other."""
+        for piece in _pieces(self.tokenizer, text):
+            if is_disputed(piece):
+                yield _to_ids(self.tokenizer.encode_batch([piece])[0])
+            else:
+                yield _guarded(self._encode, [piece])[0]
 
     def _encode(self, texts: Sequence[Text]) -> list[Ids]:
         return list(map(self._backend.encode, texts))
@@ -117,10 +134,10 @@ def plain_definition(tokenizer: TextTokenizer) -> str:
 
 def is_disputed(text: Text) -> bool:
     """Whether a text holds a character on which the encoders are known to differ."""
+    if not isinstance(text, str):
+        return any(map(is_disputed, text_parts(text)))
     if text.isascii():
         return False
-    if isinstance(text, bytes):
-        return any(map(is_disputed, decode_pieces(text)))
     # CPython keeps a text in 1, 2 or 4 bytes a character, as its largest one needs; to know which saves the search.
     num_bytes = sys.getsizeof(text)
     if num_bytes < 2 * len(text):
@@ -140,6 +157,17 @@ def probe_texts(specials: Sequence[str]) -> list[str]:
     return [*texts, *spelt, *_AWKWARD]
 
 
+def spelt_texts(tokens: Sequence[str]) -> list[str]:
+    """Texts in which tokens that are no control tokens stand alone, within words, beside spaces and written otherwise."""
+    return ["\n.\n".join(_spellings(token)) for token in tokens]
+
+
+def _spellings(token: str) -> list[str]:
+    others = [token.upper(), token.lower(), *(normalize(form, token) for form in ("NFC", "NFD", "NFKC", "NFKD"))]
+    beside = [f"x{token}x", f"a {token}b", f"a{token} b", f"  {token}  ", f"1{token}1", f"_{token}_", f"({token})", token + token]
+    return [token, *beside, f"{token}\u0301", *others, *(f"x {other} x" for other in others), f"\t{token}\n{token}"]
+
+
 _AWKWARD = (
     "",
     "Hyvää yötä, sanoi Äiti; \u201cei\u201d \u2026 it\u2019s DON'T we'LL I'd\u017f'S",
@@ -157,18 +185,26 @@ def _cached_plain_definition(tokenizer: TextTokenizer) -> str:
     return cached(key, lambda: plain_definition(tokenizer)) if large else plain_definition(tokenizer)
 
 
-def _decoded(text: Text) -> str:
-    return text.decode() if isinstance(text, bytes) else text
+def _pieces(tokenizer: TextTokenizer, text: Text) -> Iterator[str]:
+    if tokenizer.facts.can_be_cut and len(text) > PIECE_CHARACTERS:
+        yield from pieces(text)
+    else:
+        yield to_str(text)
 
 
-def _batches(texts: Sequence[Text]) -> list[list[str]]:
-    batches: list[list[str]] = [[]]
+def _to_ids(ids: list[int]) -> Ids:
+    return np.array(ids, np.uint32)
+
+
+def _batches(texts: Sequence[Text]) -> list[list[Text]]:
+    """Small texts together, each large one alone."""
+    batches: list[list[Text]] = [[]]
     size = 0
     for text in texts:
-        if size >= _BATCH_CHARACTERS:
+        if batches[-1] and size + len(text) > PIECE_CHARACTERS:
             batches.append([])
             size = 0
-        batches[-1].append(_decoded(text))
+        batches[-1].append(text)
         size += len(text)
     return batches
 

@@ -3,18 +3,21 @@
 A word is what stands between white space. Control tokens are not counted.
 """
 
-import gzip
-import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
+from data_indexing.chunks import cut_segments
+from data_indexing.documents import read_documents
 from data_indexing.errors import DataError
+from data_indexing.inputs import InputPath, find_inputs, plan_segments
+from data_indexing.pieces import to_str
 from data_indexing.tokenizer import TextTokenizer
 
 _BATCH_CHARACTERS = 1 << 20
+_NO_LIMIT = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,10 @@ def measure_fertility(
 ) -> list[list[Fertility]]:
     """A list for each file, with an entry for each tokenizer, and a last one for all files where there are several.
 
-    `.jsonl` and `.jsonl.gz` files hold one text a line in `text_field`; any other file is text, `.gz` or plain.
+    Files, folders and globs are read as a tokenisation reads them, but what it would reject is a DataError.
     """
-    texts = [_measure_file(Path(path), tokenizers, text_field) for path in paths]
+    sources = [source for path in paths for source in find_inputs([path])]
+    texts = [_measure_file(source, tokenizers, text_field) for source in sources]
     if len(texts) > 1:
         texts.append([_total(rows) for rows in zip(*texts, strict=True)])
     return texts
@@ -87,16 +91,17 @@ def save_picture(texts: Sequence[Sequence[Fertility]], path: str | Path) -> None
         raise DataError(f"{path}: {error}; choose another picture") from None
 
 
-def _measure_file(path: Path, tokenizers: Sequence[TextTokenizer], text_field: str) -> list[Fertility]:
+def _measure_file(source: InputPath, tokenizers: Sequence[TextTokenizer], text_field: str) -> list[Fertility]:
     num_words = num_bytes = 0
     num_tokens = [0] * len(tokenizers)
-    for texts in _batches(_texts(path, text_field)):
+    for texts in _batches(_texts(source, text_field)):
         num_words += sum(len(text.split()) for text in texts)
         num_bytes += sum(len(text.encode()) for text in texts)
         for number, tokenizer in enumerate(tokenizers):
             num_tokens[number] += sum(map(len, tokenizer.encode_batch(texts)))
     return [
-        Fertility(str(path), tokenizer.name, num_words, num_bytes, n) for tokenizer, n in zip(tokenizers, num_tokens, strict=True)
+        Fertility(str(source.path), tokenizer.name, num_words, num_bytes, n)
+        for tokenizer, n in zip(tokenizers, num_tokens, strict=True)
     ]
 
 
@@ -105,34 +110,21 @@ def _total(rows: Sequence[Fertility]) -> Fertility:
     return Fertility("all", rows[0].tokenizer, *sums)
 
 
-def _texts(path: Path, text_field: str) -> Iterator[str]:
-    """Texts of a file; plain text is cut at line ends into pieces that suit the memory."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    json_lines = path.name.removesuffix(".gz").endswith(".jsonl")
-    try:
-        with opener(path, "rt", encoding="utf-8", newline="") as stream:
-            if json_lines:
-                for number, line in enumerate(stream, start=1):
-                    yield _text(line, text_field, f"{path}:{number}")
-            else:
-                while piece := stream.read(_BATCH_CHARACTERS) + stream.readline():
-                    yield piece
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason}); give text or JSON lines") from None
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path}: {error}; give a readable text file") from None
-
-
-def _text(line: str, text_field: str, place: str) -> str:
-    try:
-        value = json.loads(line)
-        for key in text_field.split("."):
-            value = value[key]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{place}: no field {text_field!r} ({type(error).__name__}: {error}); see --text-field") from None
-    if not isinstance(value, str):
-        raise DataError(f"{place}: field {text_field!r} is {type(value).__name__}, not a string; see --text-field")
-    return value
+def _texts(source: InputPath, text_field: str) -> Iterator[str]:
+    """Texts of a file; one of plain text comes in pieces of whole lines, for it may be larger than the memory."""
+    is_text = source.kind == "text"
+    num_documents = num_bytes = 0
+    for cut in cut_segments(plan_segments([replace(source, kind="lines") if is_text else source]), text_field, limit=_NO_LIMIT):
+        chunk = replace(cut.chunk, lengths=(cut.chunk.num_bytes,)) if is_text else cut.chunk
+        documents = read_documents(chunk, text_field, limit=_NO_LIMIT)
+        for reject in documents.rejects:
+            if is_text:
+                raise DataError(f"{source.path}: {reject.reason}, counted from byte {num_bytes}; correct the file")
+            raise DataError(f"{source.path}:{num_documents + reject.number}: {reject.reason}; correct the file")
+        num_documents += documents.num_read
+        num_bytes += chunk.num_bytes
+        for text in documents.texts:
+            yield to_str(text)
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

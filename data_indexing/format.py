@@ -52,17 +52,27 @@ class Header:
 
 def bin_path(prefix: Prefix) -> Path:
     """Name of the token file."""
-    return Path(f"{prefix}.bin")
+    return _beside(prefix, ".bin")
 
 
 def idx_path(prefix: Prefix) -> Path:
     """Name of the index file."""
-    return Path(f"{prefix}.idx")
+    return _beside(prefix, ".idx")
 
 
 def manifest_path(prefix: Prefix) -> Path:
     """Name of the manifest."""
-    return Path(f"{prefix}.json")
+    return _beside(prefix, ".json")
+
+
+def unpublished_path(prefix: Prefix) -> Path:
+    """Folder of an output that is not complete."""
+    return _beside(prefix, ".unpublished")
+
+
+def rejected_path(prefix: Prefix) -> Path:
+    """List of the documents that were rejected."""
+    return _beside(prefix, ".rejected.jsonl")
 
 
 def dtype_for_vocab(vocab_size: int) -> np.dtype[Any]:
@@ -88,3 +98,8 @@ def unpack_header(raw: bytes, path: Path) -> Header:
     if code not in DTYPES:
         raise DataError(f"{path}: dtype code {code}, expected one of {sorted(DTYPES)}; write or copy the file again")
     return Header(DTYPES[code], num_sequences, num_document_indices)
+
+
+def _beside(prefix: Prefix, ending: str) -> Path:
+    # A Path first: it drops the slash at the end of a name.
+    return Path(f"{Path(prefix)}{ending}")

@@ -1,14 +1,21 @@
 """Which files to read: names, folders and globs as the user gives them, and the share of them that a shard takes."""
 
 import glob
+import hashlib
+import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from data_indexing.errors import DataError
+from data_indexing.folders import expand, walk
+from data_indexing.format import Prefix, bin_path, idx_path, manifest_path, rejected_path, unpublished_path
+from data_indexing.streams import partial_path
 
 Kind = Literal["lines", "parquet", "text"]
 Shard = tuple[int, int]
@@ -21,14 +28,17 @@ _ENDINGS = ".jsonl, .json, .ndjson or .txt, plain or .gz, .zst, .xz; or .parquet
 
 @dataclass(frozen=True)
 class InputPath:
-    """A file to read. `name` is how manifests and rejects call it; a file given by itself may have any ending: JSON lines."""
+    """A file to read. `name`, how manifests and rejects call it, is its path from the folder that all inputs share.
+
+    A file given by itself may have any ending: JSON lines. `version` is that of `file_version`.
+    """
 
     path: Path
     name: str
     kind: Kind
     compression: str | None
     num_bytes: int
-    modified_ns: int
+    version: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,14 +58,28 @@ class Segment:
         return self.source.num_bytes if self.source.kind == "parquet" else self.end - self.begin
 
 
-def find_inputs(names: Sequence[str | Path]) -> list[InputPath]:
-    """Files of all names in the order given, those of a folder or glob by name; every one must be readable and new."""
-    found = [item for name in names for item in _find(str(name))]
-    times = Counter(item.path.resolve() for item in found)
-    for item in found:
-        if times[item.path.resolve()] > 1:
-            raise DataError(f"{item.path}: given {times[item.path.resolve()]} times; give each input once")
-    return found
+def find_inputs(names: Sequence[str | Path], output: Prefix | None = None) -> list[InputPath]:
+    """Files of all names in the order given, those of a folder or glob by name; every one must be readable and new.
+
+    What a run to `output` has left in a folder, or among the matches of a glob, is no input.
+    """
+    found = [(root, path) for name in names for root, path in _find(str(name), output)]
+    times = Counter(path.resolve() for _, path in found)
+    for _, path in found:
+        if times[path.resolve()] > 1:
+            raise DataError(f"{path}: given {times[path.resolve()]} times; give each input once")
+    common = os.path.commonpath([os.path.abspath(root) for root, _ in found]) if found else ""
+    return [_input(path, os.path.relpath(os.path.abspath(path), common)) for _, path in found]
+
+
+def file_version(status: os.stat_result) -> tuple[int, ...]:
+    """What another version of a file does not share, though it may have been given the same size and time."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def inputs_sha256(inputs: Sequence[InputPath]) -> str:
+    """Hash of the names and sizes of files: the same for all shards of them, wherever they lie."""
+    return hashlib.sha256(json.dumps([(item.name, item.num_bytes) for item in inputs]).encode()).hexdigest()
 
 
 def parse_shard(text: str) -> Shard:
@@ -99,38 +123,61 @@ def _cut(item: InputPath, first: int, end: int, *, last: bool) -> Iterator[Segme
 
 
 def _row_group_starts(item: InputPath) -> list[int]:
-    from data_indexing.parquet import row_group_bytes
+    from data_indexing.parquet import row_groups
 
     starts = [0]
-    for size in row_group_bytes(item.path):
-        starts.append(min(starts[-1] + size, item.num_bytes - 1))
+    for group in row_groups(item.path):
+        starts.append(min(starts[-1] + group.num_bytes, item.num_bytes - 1))
     return starts[:-1]
 
 
-def _find(name: str) -> Iterator[InputPath]:
+def _find(name: str, output: Prefix | None) -> list[tuple[Path, Path]]:
+    """The files of one name, each once, with the folder from which their names count."""
     path = Path(name)
     if path.is_dir():
-        yield from _find_in_folder(path)
+        root, found = path, list(_find_in_folder(path, output))
     elif path.exists() or not glob.has_magic(name):
-        yield _input(path, path.name)
+        root, found = path.parent, [path]
     else:
-        matches = sorted(glob.glob(name, recursive=True))
-        if not matches:
-            raise DataError(f"{name}: no file matches; give files, folders or globs")
-        root = Path(re.split(r"[*?\[]", name)[0] + "x").parent
-        for match in map(Path, matches):
-            yield from _find_in_folder(match) if match.is_dir() else [_input(match, str(match.relative_to(root)))]
+        root, found = _find_by_glob(path, output)
+    once: dict[Path, Path] = {}
+    for file in found:
+        once.setdefault(file.resolve(), file)
+    return [(root, file) for file in once.values()]
 
 
-def _find_in_folder(folder: Path) -> Iterator[InputPath]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith((".", "_"))]
+def _find_by_glob(pattern: Path, output: Prefix | None) -> tuple[Path, list[Path]]:
+    first = next(number for number, part in enumerate(pattern.parts) if glob.has_magic(part))
+    root = Path(*pattern.parts[:first])
+    matches = [match for match in expand(root, pattern.parts[first:]) if not _is_output(match, output)]
+    if not matches:
+        raise DataError(f"{pattern}: no file matches; give files, folders or globs")
+    found = (_find_in_folder(match, output) if match.is_dir() else [match] for match in matches)
+    return root, list(chain.from_iterable(found))
+
+
+def _find_in_folder(folder: Path, output: Prefix | None) -> Iterator[Path]:
+    files = [path for path in walk(folder) if not path.name.startswith((".", "_")) and not _is_output(path, output)]
     for path in files:
+        if path.is_symlink() and not path.exists():
+            raise DataError(f"{path}: a link to nothing; remove it or bring back what it led to")
         if _kind_and_compression(path)[0] is None:
             raise DataError(f"{path}: a folder may hold files in {_ENDINGS}; remove this one or give the files by a glob")
     if not files:
         raise DataError(f"{folder}: no files in {_ENDINGS}")
-    for path in files:
-        yield _input(path, str(path.relative_to(folder)))
+    yield from files
+
+
+def _is_output(path: Path, output: Prefix | None) -> bool:
+    """Whether a path is what a run to this prefix writes or has left. PREFIX.json may be a text, if no .bin is beside it."""
+    if output is None:
+        return False
+    own = [unpublished_path(output), rejected_path(output), bin_path(output), idx_path(output)]
+    own += [manifest_path(output)] if bin_path(output).exists() else []
+    own += [partial_path(file) for file in (rejected_path(output), bin_path(output), idx_path(output), manifest_path(output))]
+    real = [file.parent.resolve() / file.name for file in own]
+    place = path.parent.resolve() / path.name
+    return place in real or real[0] in place.parents
 
 
 def _input(path: Path, name: str) -> InputPath:
@@ -142,7 +189,7 @@ def _input(path: Path, name: str) -> InputPath:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; give readable files in {_ENDINGS}") from None
     kind, compression = _kind_and_compression(path)
-    return InputPath(path, name, kind or "lines", compression, status.st_size, status.st_mtime_ns)
+    return InputPath(path, name, kind or "lines", compression, status.st_size, file_version(status))
 
 
 def _kind_and_compression(path: Path) -> tuple[Kind | None, str | None]:

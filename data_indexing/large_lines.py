@@ -1,77 +1,60 @@
-"""Lines of JSON that hold a text of many megabytes, without the whole text as a Python string.
+"""Lines of JSON of many megabytes, without any Python object but the text: pyarrow's parser passes over all the rest.
 
-Such a string takes up to four bytes a character, more than the bound on memory allows. Strings of JSON can be told apart
-without reading the rest, for nothing else holds a quotation mark: the large ones are cut out, the small line that remains is
-read as any other, and the text is turned to UTF-8 piece by piece.
+Python's objects for a line take up to twenty times its size, and a string four bytes a character where there is one emoji.
 """
 
-import codecs
-import re
-from collections.abc import Iterator
-from secrets import token_hex
 from typing import Any
 
-import orjson
+import pyarrow as pa
+from pyarrow import json
 
-LARGE_LINE_BYTES = 16 << 20
-_LARGE_STRING_BYTES = 1 << 20
-_PIECE_BYTES = 1 << 20
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-# Where a string may be cut: before a sign or the first byte of a character that no escape holds, or before an escape which is
-# not the second half of a pair.
-_CUT = re.compile(rb"(?<!\\)(?:[ ,.;:!?()\xc2-\xf4]|\\u(?![dD][c-fC-F]))")
+from data_indexing.pieces import is_utf8
+
+# Of the reasons that pyarrow gives, what says more of pyarrow than of the line.
+_PREFIX, _SUFFIX = "JSON parse error: ", " in row 0"
 
 
-def read_large_text(line: bytes, keys: list[str]) -> bytes | None:
-    """Text of the field as UTF-8, or None where it is small, missing or wrong: then the usual way says what it is."""
-    small, spans = _cut_out(line)
+def read_large_text(line: bytes | memoryview, field: str) -> memoryview:
+    """Text of the field as UTF-8, a.b for one inside another; ValueError says why there is none.
+
+    pyarrow is stricter than the standard library: NaN, lone surrogates anywhere and keys given twice are errors.
+    """
+    # Anything but an object at the top brings pyarrow 26 down.
+    if not is_utf8(line) or bytes(line[:64]).lstrip()[:1] != b"{":
+        raise ValueError("not UTF-8, or no object")
     try:
-        value: Any = orjson.loads(small)
-        for key in keys:
-            value = value[key]
-        span = spans.get(value)
-        return b"".join(_pieces(line, *span)) if span else None
-    except (ValueError, LookupError, TypeError):
-        return None
+        batch = _parse(line, field)
+    except (pa.ArrowException, OverflowError) as error:
+        reason = str(error).splitlines()[0].removeprefix(_PREFIX).removesuffix(_SUFFIX)
+        raise ValueError(f"not JSON with a string in {field!r} ({reason})") from None
+    if batch.num_rows != 1:
+        raise ValueError(f"not JSON ({batch.num_rows} objects in a line)")
+    found = [text for text in _candidates(batch, field) if text.is_valid]
+    if not found:
+        raise ValueError(f"field {field!r} is missing or null; see --text-field")
+    return memoryview(found[0].as_buffer())
 
 
-def decode_pieces(text: bytes) -> Iterator[str]:
-    """A large text piece by piece; UnicodeDecodeError where it is not UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for start in range(0, len(text), _PIECE_BYTES):
-        yield decoder.decode(text[start : start + _PIECE_BYTES], final=start + _PIECE_BYTES >= len(text))
+def _parse(line: bytes | memoryview, field: str) -> Any:
+    options = json.ParseOptions(explicit_schema=pa.schema(_fields(field)), unexpected_field_behavior="ignore")
+    whole = json.ReadOptions(use_threads=False, block_size=len(line) + 1)
+    # The other pools keep what is freed.
+    pool = pa.system_memory_pool()
+    return json.open_json(pa.BufferReader(line), read_options=whole, parse_options=options, memory_pool=pool).read_next_batch()
 
 
-def is_utf8(text: bytes) -> bool:
-    """Whether a large text can be decoded."""
-    try:
-        return all(piece is not None for piece in decode_pieces(text))
-    except UnicodeDecodeError:
-        return False
+def _fields(field: str) -> list[Any]:
+    """The field by its whole name and, where that has dots, as one inside others."""
+    first, *rest = field.split(".")
+    kind = pa.string()
+    for name in reversed(rest):
+        kind = pa.struct([(name, kind)])
+    return [pa.field(field, pa.string()), *([pa.field(first, kind)] if rest else [])]
 
 
-def _cut_out(line: bytes) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """The line with a name in place of each large string, and where in the line each of them was, without its quotes."""
-    parts = []
-    spans = {}
-    done = 0
-    # No text can hold what nobody knows before.
-    nonce = token_hex()
-    for match in _STRING.finditer(line):
-        start, end = match.span()
-        if end - start > _LARGE_STRING_BYTES:
-            name = f"{nonce} {start}"
-            spans[name] = (start + 1, end - 1)
-            parts.append(line[done:start] + orjson.dumps(name))
-            done = end
-    return b"".join([*parts, line[done:]]), spans
-
-
-def _pieces(line: bytes, start: int, end: int) -> Iterator[bytes]:
-    """UTF-8 of a string, cut where neither a character nor an escape is."""
-    while start < end:
-        found = _CUT.search(line, min(start + _PIECE_BYTES, end), end)
-        cut = found.start() if found else end
-        text: str = orjson.loads(b'"' + line[start:cut] + b'"')
-        yield text.encode()
-        start = cut
+def _candidates(batch: Any, field: str) -> list[Any]:
+    first, *rest = field.split(".")
+    found = batch.column(first)[0] if rest else None
+    for name in rest:
+        found = found[name] if found is not None and found.is_valid else None
+    return [batch.column(field)[0], *([found] if found is not None else [])]

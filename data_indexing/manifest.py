@@ -40,7 +40,8 @@ class Policy:
 class Counts:
     """Documents and tokens written, empty documents left out, UTF-8 bytes of text, documents rejected; null is not known.
 
-    What was read is the sum of what was written, left out and rejected.
+    What was read is the sum of what was written, left out, rejected and lost by damage: the rows of damaged row groups, and
+    one for each compressed file that could not be read to its end, since nobody knows how many.
     """
 
     num_documents: int
@@ -48,6 +49,7 @@ class Counts:
     num_empty_documents: int | None
     num_text_bytes: int | None
     num_rejected_documents: int | None = None
+    num_damaged_documents: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,18 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Tokenization:
-    """How text became tokens: the encoder and its version, the field of the text, the shard (I/N), what is a sequence."""
+    """How text became tokens: the encoder and its version, the field of the text, the shard (I/N), what is a sequence.
+
+    `inputs_sha256` is that of the names and sizes of all inputs, by which the shards of one whole know each other; null
+    is not known.
+    """
 
     encoder: str
     encoder_version: str
     text_field: str
     shard: str
     sequences: Literal["documents", "sentences"]
+    inputs_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,9 @@ def save_manifest(prefix: Prefix, manifest: Manifest) -> None:
 
 def manifest_text(manifest: Manifest) -> str:
     """Content of PREFIX.json."""
-    return json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
+    # The bytes of a file name that are not UTF-8 are lone surrogates in Python: they stay what they are as escapes of JSON.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def load_manifest(prefix: Prefix) -> Manifest | None:

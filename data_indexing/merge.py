@@ -13,12 +13,13 @@ import numpy as np
 from data_indexing.errors import DataError
 from data_indexing.format import HEADER_BYTES, Prefix, bin_path
 from data_indexing.manifest import Counts, Manifest, Part
-from data_indexing.pairs import Pair, open_pairs
+from data_indexing.pairs import Pair, check_index, checked_bin, open_pairs
 from data_indexing.progress import progress
 from data_indexing.reader import IndexedReader
+from data_indexing.shards import check_shards
 from data_indexing.shuffle import DEFAULT_MEMORY_BYTES, check_seed, write_shuffled
 from data_indexing.streams import HASHES_BEHIND, read_exactly, run_ahead
-from data_indexing.structure import BATCH_SEQUENCES, check_structure
+from data_indexing.structure import BATCH_SEQUENCES
 from data_indexing.writer import IndexedWriter, check_output
 
 Value = TypeVar("Value")
@@ -34,14 +35,18 @@ def merge(
     *,
     shuffle_seed: int | None = None,
     shuffle_memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    allow_missing_shards: bool = False,
     overwrite: bool = False,
 ) -> Counts:
     """Concatenate pairs; with a seed, in one random order of all documents that is the same on every machine.
 
-    Pairs of another dtype, tokenizer or BOS/EOD policy are refused, and damaged ones before anything is copied from
-    them. Where a pair has no manifest, the merged one names no tokenizer and no policy.
+    Pairs of another dtype, tokenizer or BOS/EOD policy are refused, and so are damaged ones: what is read of a pair is
+    compared with the hashes of its manifest. Where a pair has none, the merged one names no tokenizer and no policy.
+    Shards of one whole must all be there, once, unless `allow_missing_shards`.
     """
     pairs = open_pairs(prefixes, output)
+    if not allow_missing_shards:
+        check_shards(pairs)
     check_output(output, overwrite=overwrite)
     num_passes = 1 if shuffle_seed is None else 2
     _check_space(pairs, output, num_copies=num_passes)
@@ -92,7 +97,7 @@ def _write_in_order(pairs: Sequence[Pair], writer: IndexedWriter, advance: Calla
 
 def _append_index(pair: Pair, writer: IndexedWriter) -> None:
     with IndexedReader(pair.prefix) as reader:
-        check_structure(reader)
+        check_index(pair, reader)
         for start in range(0, reader.num_documents, BATCH_SEQUENCES):
             indices = reader.document_indices[start : start + BATCH_SEQUENCES + 1]
             writer.add_lengths(reader.sequence_lengths[indices[0] : indices[-1]], np.diff(indices))
@@ -104,13 +109,15 @@ def _pieces(pairs: Sequence[Pair]) -> Iterator[memoryview]:
     for pair in pairs:
         path = bin_path(pair.prefix)
         done = 0
-        with path.open("rb", buffering=0) as stream:
+        with path.open("rb", buffering=0) as stream, checked_bin(pair) as sha256:
             while count := read_exactly(stream.fileno(), buffers[0], done):
+                if sha256:
+                    sha256.update(buffers[0][:count])
                 yield buffers[0][:count]
                 buffers.rotate(-1)
                 done += count
-        if done != pair.num_bytes:
-            raise DataError(f"{path}: read {done} bytes, expected {pair.num_bytes}; the file changed, merge again")
+            if done != pair.num_bytes:
+                raise DataError(f"{path}: read {done} bytes, expected {pair.num_bytes}; the file changed, merge again")
 
 
 def _merged_manifest(pairs: Sequence[Pair], writer: IndexedWriter, *, shuffle_seed: int | None) -> Manifest:

@@ -1,8 +1,9 @@
-"""The pairs that go into a merge: what each holds, and that they are alike."""
+"""The pairs that go into a merge: what each holds, that they are alike, and that each is what its manifest says."""
 
 import os
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from data_indexing.errors import DataError
-from data_indexing.format import Prefix, bin_path, manifest_path
-from data_indexing.manifest import Manifest, load_manifest
+from data_indexing.format import Prefix, bin_path, idx_path, manifest_path
+from data_indexing.manifest import Manifest, file_sha256, load_manifest
 from data_indexing.reader import IndexedReader
+from data_indexing.streams import BackgroundSha256
+from data_indexing.structure import check_structure
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,30 @@ def open_pairs(prefixes: Sequence[Prefix], output: Prefix) -> list[Pair]:
     pairs = [_open_pair(prefix) for prefix in prefixes]
     _check_alike(pairs)
     return pairs
+
+
+def check_index(pair: Pair, reader: IndexedReader) -> None:
+    """DataError where the .idx is damaged, or is not the one that the manifest was written for."""
+    check_structure(reader)
+    if pair.manifest:
+        path = idx_path(pair.prefix)
+        _check_hash(path, file_sha256(path), pair.manifest.idx_sha256)
+
+
+@contextmanager
+def checked_bin(pair: Pair) -> Iterator[BackgroundSha256 | None]:
+    """Hash that the block must give the whole .bin; DataError at its end where the manifest has another, None without one."""
+    if pair.manifest is None:
+        yield None
+        return
+    with closing(BackgroundSha256()) as sha256:
+        yield sha256
+        _check_hash(bin_path(pair.prefix), sha256.hexdigest(), pair.manifest.bin_sha256)
+
+
+def _check_hash(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise DataError(f"{path}: sha256 is {found}, the manifest says {expected}; write or copy the pair again")
 
 
 def _check_paths(prefixes: Sequence[Prefix], output: Prefix) -> None:

@@ -5,8 +5,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cache
 from typing import Any
+
+import numpy as np
 
 from data_indexing.checks import Checks, NoChecks, sample_checks
 from data_indexing.chunks import Chunk, Cut, cut_segments, numbers_before
@@ -44,7 +47,7 @@ def add_documents(
                 # What is in the journal is never encoded again, so it must be checked before.
                 checks.settle()
                 write(output.commit)
-            advance(cut.num_file_bytes, f"{state.num_documents:,} documents, {state.num_rejected:,} rejected")
+            advance(cut.num_file_bytes, _said(state))
             log(state)
 
 
@@ -56,7 +59,8 @@ def _encoded(cuts: Iterator[Cut], encode: Map, checks: Checks) -> Iterator[tuple
         for number, cut in enumerate(cuts):
             if number == 0:
                 yield None
-            taken.append(cut)
+            # Without its bytes: those of a large one are not needed twice.
+            taken.append(replace(cut, chunk=Chunk(cut.chunk.path)))
             yield cut.chunk
 
     for number, encoded in enumerate(encode(chunks())):
@@ -66,20 +70,28 @@ def _encoded(cuts: Iterator[Cut], encode: Map, checks: Checks) -> Iterator[tuple
 
 
 def _after(state: State, cut: Cut, encoded: Encoded, num_rejected_bytes: int) -> State:
-    packed, num_rejected = encoded.packed, len(encoded.rejects)
+    packed = encoded.packed
     num_documents = packed.sequences.size
+    num_rejected = sum(1 for reject in encoded.rejects if not reject.num_damaged)
+    num_damaged = sum(reject.num_damaged for reject in encoded.rejects)
     return State(
         place=cut.end,
         numbers=_numbers_done(state, cut) + encoded.num_read,
         num_read=state.num_read + encoded.num_read,
-        num_empty=state.num_empty + encoded.num_read - num_documents - num_rejected,
+        num_empty=state.num_empty + encoded.num_read - num_documents - num_rejected - num_damaged,
         num_rejected=state.num_rejected + num_rejected,
+        num_damaged=state.num_damaged + num_damaged,
         num_text_bytes=state.num_text_bytes + encoded.num_text_bytes,
         num_documents=state.num_documents + num_documents,
         num_sequences=state.num_sequences + packed.lengths.size,
-        num_tokens=state.num_tokens + packed.tokens.size,
+        num_tokens=state.num_tokens + int(packed.lengths.sum(dtype=np.int64)),
         rejected_bytes=state.rejected_bytes + num_rejected_bytes,
     )
+
+
+def _said(state: State) -> str:
+    damaged = f", {state.num_damaged:,} lost by damage" if state.num_damaged else ""
+    return f"{state.num_documents:,} documents, {state.num_rejected:,} rejected{damaged}"
 
 
 def _numbers_done(state: State, cut: Cut) -> int:
@@ -101,7 +113,10 @@ class _RejectLines:
         segment = cut.end.segment
         before = self._numbers_before(segment) + _numbers_done(state, cut)
         name = self._segments[segment].source.name
-        lines = ({"file": name, "line": before + reject.number, "reason": reject.reason} for reject in rejects)
+        lines = [{"file": name, "line": before + reject.number, "reason": reject.reason} for reject in rejects]
+        for line, reject in zip(lines, rejects, strict=True):
+            if reject.num_damaged:
+                line["num_damaged"] = reject.num_damaged
         return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 

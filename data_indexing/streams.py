@@ -84,10 +84,14 @@ class BackgroundSha256:
         if len(self._pending) > HASHES_BEHIND:
             self._pending.popleft().result()
 
-    def hexdigest(self) -> str:
-        """Hash of all bytes so far."""
+    def wait(self) -> None:
+        """Return once all bytes so far are taken in."""
         while self._pending:
             self._pending.popleft().result()
+
+    def hexdigest(self) -> str:
+        """Hash of all bytes so far."""
+        self.wait()
         return self._digest.hexdigest()
 
     def close(self) -> None:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 CHUNK_BYTES = 1 << 20
 # What these become is in memory at once, at worst some thousand times as much.
 _ZSTD_BYTES = 1 << 14
+# The largest there is (zstd --long=31): such a file takes as much memory, if it is as large.
+_ZSTD_WINDOW_BYTES = 1 << 31
 
 
 class Stream(Protocol):
@@ -56,10 +58,10 @@ def decompress(stream: HashedStream, compression: str | None) -> Stream:
     """The text in a stream; what it raises for damaged data is a DamagedError."""
     if compression is None:
         return stream
-    return _Decompressed(_open(stream, compression))
+    return _Decompressed(_open(stream, compression), stream)
 
 
-def read_lines(stream: Stream, position: int, *, limit: int) -> Iterator[tuple[bytes | None, int]]:
+def read_lines(stream: Stream, position: int, *, limit: int) -> Iterator[tuple[bytearray | None, int]]:
     """Whole lines in pieces of about CHUNK_BYTES with the position behind each, None for a line of more than `limit` bytes.
 
     A line only just above the limit may also be in a piece.
@@ -73,8 +75,12 @@ def read_lines(stream: Stream, position: int, *, limit: int) -> Iterator[tuple[b
         searched = len(carry) - size
         if size:
             position += size
-            yield bytes(memoryview(carry)[:size]), position
-            del carry[:size]
+            rest = carry[size:]
+            del carry[size:]
+            # A large piece is the caller's alone.
+            whole = [carry]
+            carry = rest
+            yield whole.pop(), position
         elif len(carry) > limit:
             passed, carry = _pass_line(stream, len(carry))
             searched = 0
@@ -112,8 +118,9 @@ def exhaust(stream: HashedStream) -> None:
 class _Decompressed:
     """Gives all there is before the place of a damage, then raises."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, source: HashedStream) -> None:
         self._stream = stream
+        self._source = source
         self._damage: DamagedError | None = None
 
     def read(self, size: int, /) -> bytes:
@@ -127,7 +134,10 @@ class _Decompressed:
 
     def _read_some(self, size: int) -> bytes:
         try:
-            return bytes(self._stream.read1(size))
+            block = bytes(self._stream.read1(size))
+            if self._source.num_bytes == 0:
+                raise EOFError("an empty file")
+            return block
         except (EOFError, OSError, zlib.error, lzma.LZMAError, _zstd_error()) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -142,7 +152,7 @@ class _ZstdFile:
         import zstandard
 
         self._stream = stream
-        self._new_frame = zstandard.ZstdDecompressor().decompressobj
+        self._new_frame = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj
         self._frame: Any = None
         self._data = b""
 

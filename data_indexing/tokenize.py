@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,18 +19,26 @@ from data_indexing import llama3
 from data_indexing.encode import ChunkEncoder
 from data_indexing.encoders import EncoderFaultError, EncoderName, encoder_version
 from data_indexing.errors import DataError
-from data_indexing.format import Prefix, bin_path, dtype_for_vocab, idx_path, manifest_path
-from data_indexing.inputs import InputPath, Segment, Shard, find_inputs, plan_segments
+from data_indexing.format import (
+    Prefix,
+    bin_path,
+    dtype_for_vocab,
+    idx_path,
+    manifest_path,
+    rejected_path,
+    unpublished_path,
+)
+from data_indexing.inputs import InputPath, Segment, Shard, file_version, find_inputs, inputs_sha256, plan_segments
 from data_indexing.manifest import Counts, Manifest, Placement, Policy, Tokenization, TokenizerRecord
 from data_indexing.pipeline import add_documents
 from data_indexing.sentences import SentenceModel
 from data_indexing.tokenizer import TextTokenizer
-from data_indexing.unpublished import State, Unpublished, journal_of, rejected_path, unpublished_path
+from data_indexing.unpublished import State, Unpublished, journal_of
 from data_indexing.workers import available_cores
 from data_indexing.writer import check_output
 
 # To be raised when the same inputs and options give other bytes.
-_OUTPUT_VERSION = 1
+_OUTPUT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -39,10 +48,10 @@ class TokenizeOptions:
     `text_field`: key of the text in each line or column, `a.b` for one inside another. `bos` and `eod`: a begin-of-text
     token opens, an end-of-text token closes each `document`, or `none`. `sentences`: how to split documents into the
     sequences of the pair, None for one sequence a document. `max_document_bytes`: longer lines, rows and text files are
-    rejected. `max_rejected`: so many rejects, or so many of a hundred documents read ("1%"), do not keep the pair from
-    being published. `shard`: which share of the inputs to take. `encoder`: gigatoken gives way to the reference where it
-    is not installed or not equal. `workers`: processes, None for one a core, 0 to do all in this one. `overwrite`: replace
-    an existing output.
+    rejected. `max_rejected`: so many rejects, or so many of a hundred documents read ("1%"), do not keep the pair from being
+    published; damage of a file does, unless `allow_damaged`. `shard`: which share of the inputs to take. `encoder`:
+    gigatoken gives way to the reference where it is not installed or not equal. `workers`: processes, None for one a core, 0
+    to do all in this one. `overwrite`: replace an existing output.
     """
 
     text_field: str = "text"
@@ -51,6 +60,7 @@ class TokenizeOptions:
     sentences: SentenceModel | None = None
     max_document_bytes: int = 128 << 20
     max_rejected: str = "0"
+    allow_damaged: bool = False
     shard: Shard = (0, 1)
     encoder: EncoderName = "gigatoken"
     workers: int | None = None
@@ -58,7 +68,7 @@ class TokenizeOptions:
 
 
 class RejectsError(DataError):
-    """More documents were rejected than may be; the pair lies complete, but unpublished."""
+    """More documents were rejected than may be, or inputs are damaged; the pair lies complete, but unpublished."""
 
 
 def tokenize_files(
@@ -71,10 +81,12 @@ def tokenize_files(
 ) -> Counts:
     """Write the documents of all inputs, in order, as one pair; empty texts are counted and left out.
 
-    `log` hears of the state after every chunk. RejectsError where too many documents were rejected.
+    `log` hears of the state after every chunk. RejectsError where too many documents were rejected or lost by damage.
     """
     check_max_rejected(options.max_rejected)
-    job = _Job(find_inputs(inputs), Path(output_prefix), tokenizer, options, _policy(tokenizer, options), log)
+    if options.max_document_bytes < 1:
+        raise DataError(f"max document bytes ({options.max_document_bytes}) must be at least 1; leave it out for 128 MiB")
+    job = _Job(find_inputs(inputs, output_prefix), Path(output_prefix), tokenizer, options, _policy(tokenizer, options), log)
     _check_inputs_are_no_outputs(job)
     encoder = _first_encoder(job)
     _, publishing = journal_of(output_prefix)
@@ -89,7 +101,7 @@ def tokenize_files(
 
 def _check_inputs_are_no_outputs(job: "_Job") -> None:
     """DataError when publishing would replace an input, as `tokenize in.json --output in` would."""
-    outputs = {file(job.prefix).resolve() for file in (bin_path, idx_path, manifest_path)}
+    outputs = {file(job.prefix).resolve() for file in (bin_path, idx_path, manifest_path, rejected_path)}
     for item in job.inputs:
         if item.path.resolve() in outputs:
             raise DataError(f"{item.path}: both input and output; give another --output")
@@ -114,13 +126,13 @@ def check_max_rejected(text: str) -> None:
     allowed_rejects(text, 0)
 
 
-def allowed_rejects(text: str, num_read: int) -> float:
-    """How many of the documents read may be rejected."""
+def allowed_rejects(text: str, num_read: int) -> Fraction:
+    """How many of the documents read may be rejected, exactly."""
     try:
-        share = float(text.removesuffix("%")) / 100 * num_read if text.endswith("%") else float(int(text))
-    except ValueError:
-        share = -1.0
-    if not share >= 0:
+        share = Fraction(text.removesuffix("%")) / 100 * num_read if text.endswith("%") else Fraction(int(text))
+    except (ValueError, ZeroDivisionError):
+        share = Fraction(-1)
+    if text.startswith("-") or share < 0:
         raise DataError(f"max rejected {text!r} is neither a number nor a percentage; give one such as 10 or 0.5%")
     return share
 
@@ -147,8 +159,16 @@ class _Job:
 
     def chunk_encoder(self, encoder: EncoderName) -> ChunkEncoder:
         options = self.options
-        limit = options.max_document_bytes
-        return ChunkEncoder(encoder, self.tokenizer, self.policy, self.dtype, options.text_field, limit, options.sentences)
+        return ChunkEncoder(
+            encoder,
+            self.tokenizer,
+            self.policy,
+            self.dtype,
+            text_field=options.text_field,
+            max_document_bytes=options.max_document_bytes,
+            sentences=options.sentences,
+            folder=unpublished_path(self.prefix).absolute(),
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -157,7 +177,7 @@ class _Job:
     def fingerprint(self, encoder: EncoderName) -> str:
         """Hash of all that the output depends on."""
         options = self.options
-        files = [(str(item.path.absolute()), item.num_bytes, item.modified_ns) for item in self.inputs]
+        files = [(str(item.path.absolute()), item.version) for item in self.inputs]
         split = options.sentences.sha256 if options.sentences else None
         parts = [options.text_field, options.max_document_bytes, options.shard, split, asdict(self.policy)]
         whole = [_OUTPUT_VERSION, encoder, encoder_version(encoder), self.tokenizer.sha256, parts, files]
@@ -186,19 +206,25 @@ def _run(job: _Job, encoder: EncoderName) -> Counts:
 
 def _check_inputs_unchanged(inputs: Sequence[InputPath]) -> None:
     for item in inputs:
-        status = item.path.stat()
-        if (status.st_size, status.st_mtime_ns) != (item.num_bytes, item.modified_ns):
+        if file_version(item.path.stat()) != item.version:
             raise DataError(f"{item.path}: changed while it was read; run the same command again")
 
 
 def _check_rejects(job: _Job, output: Unpublished) -> None:
-    state = output.state
-    if state.num_rejected > allowed_rejects(job.options.max_rejected, state.num_read):
+    state, options = output.state, job.options
+    counts, flags = [], []
+    if state.num_rejected > allowed_rejects(options.max_rejected, state.num_read):
+        counts.append(f"{state.num_rejected} of {state.num_read} documents rejected")
+        flags.append(f"--max-rejected {state.num_rejected}")
+    if state.num_damaged and not options.allow_damaged:
+        counts.append(f"at least {state.num_damaged} documents lost by damage of the input")
+        flags.append("--allow-damaged")
+    if flags:
         first = output.keep_rejects()
         raise RejectsError(
-            f"{state.num_rejected} of {state.num_read} documents rejected, the first at {first}; "
+            f"{' and '.join(counts)}, the first at {first}; "
             f"all are listed in {rejected_path(job.prefix)}, the pair is kept in {unpublished_path(job.prefix)}: correct the "
-            f"input, or run the same command with --max-rejected {state.num_rejected} to publish the pair as it is"
+            f"input, or run the same command with {' '.join(flags)} to publish the pair as it is"
         )
     if state.num_documents == 0 and job.options.shard == (0, 1):
         raise DataError(f"{job.prefix}: the inputs hold no text ({state.num_empty} empty documents); give other inputs")
@@ -216,12 +242,20 @@ def _manifest(job: _Job, encoder: EncoderName, output: Unpublished, hashes: tupl
         inputs=tuple(output.sealed),
         bin_sha256=hashes[0],
         idx_sha256=hashes[1],
-        tokenization=Tokenization(encoder, encoder_version(encoder) or "", options.text_field, f"{number}/{count}", sequences),
+        tokenization=Tokenization(
+            encoder=encoder,
+            encoder_version=encoder_version(encoder) or "",
+            text_field=options.text_field,
+            shard=f"{number}/{count}",
+            sequences=sequences,
+            inputs_sha256=inputs_sha256(job.inputs),
+        ),
     )
 
 
 def _counts(state: State) -> Counts:
-    return Counts(state.num_documents, state.num_tokens, state.num_empty, state.num_text_bytes, state.num_rejected)
+    sums = (state.num_documents, state.num_tokens, state.num_empty, state.num_text_bytes, state.num_rejected, state.num_damaged)
+    return Counts(*sums)
 
 
 def _policy(tokenizer: TextTokenizer, options: TokenizeOptions) -> Policy:

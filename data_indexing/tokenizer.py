@@ -18,14 +18,16 @@ from tokenizers import Tokenizer
 from data_indexing import llama3
 from data_indexing.cache import cached
 from data_indexing.errors import DataError
+from data_indexing.pieces import can_be_cut
 
 _DEFINITION_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
 _RANKS_FILE = "tokenizer.model"
 _TEMPLATE_FILE = "chat_template.jinja"
-_CARRIED_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template", "model_max_length")
+_TOKEN_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token")
+_CARRIED_KEYS = (*_TOKEN_KEYS, "chat_template", "model_max_length")
 # To be raised when what is cached changes.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 # What decides how text becomes ids and ids become text; the post-processor only adds special tokens.
 _HASHED_KEYS = ("normalizer", "pre_tokenizer", "model", "decoder", "added_tokens")
 
@@ -36,7 +38,8 @@ class Facts:
 
     `sha256` is that of the definition, equal for a tokenizer.model and the tokenizer.json made from it; `vocab_size` the
     largest id plus one; `adds_bos` whether the tokenizer itself puts BOS before a text when asked for special tokens;
-    `special_tokens` their spellings.
+    `special_tokens` their spellings, `added_tokens` those of tokens that are found in texts before all else; `can_be_cut` as
+    in pieces.py.
     """
 
     sha256: str
@@ -45,6 +48,8 @@ class Facts:
     eos_id: int | None
     adds_bos: bool
     special_tokens: tuple[str, ...]
+    added_tokens: tuple[str, ...]
+    can_be_cut: bool
 
 
 class TextTokenizer:
@@ -69,8 +74,16 @@ class TextTokenizer:
         bos_id = self._id("bos_token")
         adds_bos = bos_id is not None and inner.encode("").ids[:1] == [bos_id]
         added = sorted(inner.get_added_tokens_decoder().items())
-        specials = tuple(token.content for _, token in added if token.special)
-        return Facts(_definition_sha256(inner), vocab_size, bos_id, self._id("eos_token"), adds_bos, specials)
+        return Facts(
+            sha256=_definition_sha256(inner),
+            vocab_size=vocab_size,
+            bos_id=bos_id,
+            eos_id=self._id("eos_token"),
+            adds_bos=adds_bos,
+            special_tokens=tuple(token.content for _, token in added if token.special),
+            added_tokens=tuple(token.content for _, token in added if not token.special),
+            can_be_cut=can_be_cut(self.definition),
+        )
 
     @property
     def sha256(self) -> str:
@@ -143,7 +156,7 @@ def _load_facts(definition: str, name: str, config: Mapping[str, Any]) -> Facts:
     key = f"facts {_CACHE_VERSION} {version('tokenizers')} {json.dumps(tokens)} {digest}"
     make = lambda: json.dumps(asdict(TextTokenizer(definition, name=name, config=config).facts))  # noqa: E731
     found = json.loads(cached(key, make))
-    return Facts(**(found | {"special_tokens": tuple(found["special_tokens"])}))
+    return Facts(**(found | {name: tuple(found[name]) for name in ("special_tokens", "added_tokens")}))
 
 
 def _rebuild(definition: str, name: str, config: Mapping[str, Any], facts: Facts) -> TextTokenizer:
@@ -160,15 +173,21 @@ def _definition_file(path: Path) -> Path:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / _CONFIG_FILE
-    config: dict[str, Any] = {}
+    raw: Any = {}
     if path.exists():
         try:
-            config = json.loads(_read_text(path))
+            raw = json.loads(_read_text(path))
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{error.lineno}: {error.msg}; copy the tokenizer again") from None
+    if not isinstance(raw, dict):
+        raise DataError(f"{path}: {type(raw).__name__}, not an object; copy the tokenizer again")
+    config = {key: _content(raw[key]) for key in _CARRIED_KEYS if raw.get(key) is not None}
+    for key in _TOKEN_KEYS:
+        if not isinstance(config.get(key, ""), str):
+            raise DataError(f"{path}: {key} is {type(config[key]).__name__}, not a string; copy the tokenizer again")
     if (folder / _TEMPLATE_FILE).exists():
         config["chat_template"] = _read_text(folder / _TEMPLATE_FILE)
-    return {key: _content(config[key]) for key in _CARRIED_KEYS if config.get(key) is not None}
+    return config
 
 
 def _content(value: Any) -> Any:

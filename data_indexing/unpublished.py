@@ -5,6 +5,7 @@
     lengths          int32, tokens of each sequence
     document_ends    int64, sequences up to the end of each document
     rejected.jsonl   becomes PREFIX.rejected.jsonl
+    large-*          tokens of large documents, on their way from a worker
 
 A line of the journal is written when the files it speaks of are on the disk; whatever lies behind its sizes is cut off by
 the next run. The pair appears by renames, .idx last, once the journal says that they have begun.
@@ -17,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,13 +26,14 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from data_indexing.chunks import Place
-from data_indexing.encode import Packed
+from data_indexing.encode import LARGE_PREFIX, Packed
 from data_indexing.errors import DataError
-from data_indexing.format import Header, Prefix, bin_path, idx_path, manifest_path, pack_header
+from data_indexing.format import Header, Prefix, bin_path, idx_path, manifest_path, pack_header, rejected_path, unpublished_path
 from data_indexing.manifest import InputFile, Manifest, file_sha256, manifest_text
-from data_indexing.streams import full_disk_named, sync
+from data_indexing.streams import full_disk_named, partial_path, sync
 
 COMMIT_BYTES = 64 << 20
 COMMIT_SECONDS = 5.0
@@ -56,16 +58,7 @@ class State:
     num_sequences: int = 0
     num_tokens: int = 0
     rejected_bytes: int = 0
-
-
-def unpublished_path(prefix: Prefix) -> Path:
-    """Folder of an output that is not complete."""
-    return Path(f"{prefix}.unpublished")
-
-
-def rejected_path(prefix: Prefix) -> Path:
-    """List of the documents that were rejected."""
-    return Path(f"{prefix}.rejected.jsonl")
+    num_damaged: int = 0
 
 
 def journal_of(prefix: Prefix) -> tuple[str | None, bool]:
@@ -102,11 +95,13 @@ class Unpublished:
     def add(self, packed: Packed, rejected: bytes, state: State, sealed: InputFile | None = None) -> None:
         """Append documents and lines about rejects; `state` is that after them, `sealed` a file that ends with them."""
         ends = self.state.num_sequences + np.cumsum(packed.sequences)
-        parts: dict[str, Any] = {_TOKENS: packed.tokens, _LENGTHS: packed.lengths, _ENDS: ends, _REJECTED: rejected}
+        parts: dict[str, Any] = {_LENGTHS: packed.lengths, _ENDS: ends, _REJECTED: rejected}
         with full_disk_named(self.prefix):
+            for tokens in _taken_out(packed.tokens):
+                self._files[_TOKENS].write(tokens)
+                self._sha256.update(tokens)
             for name, data in parts.items():
                 self._files[name].write(data)
-        self._sha256.update(packed.tokens.data)
         self._new_seals += [sealed] if sealed else []
         self.state = state
         self._start_writeback()
@@ -132,8 +127,9 @@ class Unpublished:
     def keep_rejects(self) -> str:
         """Put the list of rejects where it lies when the pair is published, without the pair; returns the first of them."""
         self.commit()
-        partial = Path(f"{rejected_path(self.prefix)}.partial")
-        shutil.copyfile(self._folder / _REJECTED, partial)
+        partial = partial_path(rejected_path(self.prefix))
+        with full_disk_named(partial):
+            shutil.copyfile(self._folder / _REJECTED, partial)
         partial.rename(rejected_path(self.prefix))
         with rejected_path(self.prefix).open(encoding="utf-8") as lines:
             first = json.loads(next(lines))
@@ -156,7 +152,7 @@ class Unpublished:
         if (self._folder / _INDEX).exists():
             # An older index must never stand beside the new tokens.
             idx_path(self.prefix).unlink(missing_ok=True)
-        if self.state.num_rejected == 0:
+        if self.state.rejected_bytes == 0:
             rejected_path(self.prefix).unlink(missing_ok=True)
             (self._folder / _REJECTED).unlink(missing_ok=True)
         targets = {
@@ -189,7 +185,9 @@ class Unpublished:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         """Close the files; after an exception before the first commit, remove them."""
-        self._open.close()
+        with full_disk_named(self.prefix):
+            # What the files still keep back is written now.
+            self._open.close()
         if kind is not None and self._committed == State():
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -205,6 +203,8 @@ class Unpublished:
 
     def _reopen(self, state: State) -> bool:
         """Cut the files to the sizes of a state; False where they are shorter."""
+        for path in self._folder.glob(f"{LARGE_PREFIX}*"):
+            path.unlink()
         for name, size in self._sizes(state).items():
             path = self._folder / name
             if not path.exists() or path.stat().st_size < size:
@@ -268,6 +268,17 @@ class Unpublished:
             with (self._folder / _ENDS).open("rb") as ends_file:
                 shutil.copyfileobj(ends_file, index)
             sync(index)
+
+
+def _taken_out(tokens: npt.NDArray[Any] | Path) -> Iterator[Any]:
+    """Tokens from where they are, and the file that held them removed."""
+    if not isinstance(tokens, Path):
+        yield tokens.data
+        return
+    with tokens.open("rb", buffering=0) as stream:
+        while block := stream.read(_WRITEBACK_BYTES):
+            yield block
+    tokens.unlink()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Merge all .bin/.idx pairs of a folder into one, in the order of their names, with the flags of Megatron's tool.
 
-python tools/merge_datasets.py --input DIR --output-prefix PREFIX [--shuffle SEED] [--overwrite]
+python tools/merge_datasets.py --input DIR --output-prefix PREFIX [--shuffle SEED] [--allow-missing-shards] [--overwrite]
 """
 
 import argparse
@@ -19,7 +19,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if args.multimodal:
             raise DataError("--multimodal: sequence modes are not supported; merge such pairs with Megatron's own tool")
-        counts = merge(find_pairs(args.input), args.output_prefix, shuffle_seed=args.shuffle, overwrite=args.overwrite)
+        counts = merge(
+            find_pairs(args.input),
+            args.output_prefix,
+            shuffle_seed=args.shuffle,
+            allow_missing_shards=args.allow_missing_shards,
+            overwrite=args.overwrite,
+        )
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -34,6 +40,8 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.bin, PREFIX.idx and PREFIX.json")
     add("--multimodal", action="store_true", help="refused: pairs with sequence modes are not supported")
     add("--shuffle", type=int, metavar="SEED", help="shuffle all documents with this seed (default: keep the order)")
+    shards = "merge shards that are not one whole: some missing, twice, or of two splits (default: refuse)"
+    add("--allow-missing-shards", action="store_true", help=shards)
     add("--overwrite", action="store_true", help="replace an existing output (default: refuse)")
     return parser
 

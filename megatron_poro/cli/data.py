@@ -31,6 +31,8 @@ def _add_merge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add("--shuffle", type=int, metavar="SEED", help="shuffle all documents with this seed (default: keep the order)")
     memory = "memory for shuffling; the order does not depend on it (default: 0.5)"
     add("--shuffle-memory", type=_gigabytes, default=500_000_000, metavar="GB", help=memory)
+    shards = "merge shards that are not one whole: some missing, twice, or of two splits (default: refuse)"
+    add("--allow-missing-shards", action="store_true", help=shards)
     add("--overwrite", action="store_true", help="replace an existing output (default: refuse)")
     parser.set_defaults(run=_merge)
 
@@ -58,9 +60,14 @@ def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _add_fertility(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("fertility", help="tokens a word and bytes a token, by text and tokenizer")
     add = parser.add_argument
-    add("texts", nargs="+", metavar="TEXT", help="files of JSON lines (.jsonl) or text, plain or .gz")
+    add("texts", nargs="+", metavar="TEXT", help="files, folders or globs, read as by tokenize")
     add("--tokenizer", required=True, action="append", metavar="PATH", help=f"{_TOKENIZER_HELP}; may be repeated")
-    add("--text-field", default="text", metavar="KEY", help="key of the text in JSON lines, a.b for a nested one (default: text)")
+    add(
+        "--text-field",
+        default="text",
+        metavar="KEY",
+        help="key of the text in each line or column, a.b for a nested one (default: text)",
+    )
     add("--picture", metavar="FILE", help="save the table as bars too: .png, .svg or .pdf (default: table alone)")
     parser.set_defaults(run=_fertility)
 
@@ -91,6 +98,7 @@ def _merge(args: argparse.Namespace) -> int:
         args.output,
         shuffle_seed=args.shuffle,
         shuffle_memory_bytes=args.shuffle_memory,
+        allow_missing_shards=args.allow_missing_shards,
         overwrite=args.overwrite,
     )
     print(f"{args.output}: {counts.num_documents:,} documents, {counts.num_tokens:,} tokens")

@@ -13,7 +13,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "tokenize",
         help="text to a .bin/.idx pair with its manifest",
-        epilog="Killed and started again, it goes on where it was. Exit code 3: more documents were rejected than may be.",
+        epilog="Killed and started again, it goes on where it was. Exit code 3: more documents were rejected "
+        "than may be, or inputs are damaged.",
     )
     _add_input(parser)
     _add_policy(parser)
@@ -33,6 +34,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     add("--max-document-bytes", type=int, default=128 << 20, metavar="N", help=limit)
     allowed = "publish although so many documents, or P%% of those read, are rejected (default: 0)"
     add("--max-rejected", default="0", metavar="N|P%", help=allowed)
+    add("--allow-damaged", action="store_true", help="publish although compressed or Parquet files are damaged (default: do not)")
 
 
 def _add_policy(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +73,7 @@ def _tokenize(args: argparse.Namespace) -> int:
         sentences=_sentences(args),
         max_document_bytes=args.max_document_bytes,
         max_rejected=args.max_rejected,
+        allow_damaged=args.allow_damaged,
         shard=parse_shard(args.shard),
         encoder=args.encoder,
         workers=args.workers,
@@ -82,6 +85,8 @@ def _tokenize(args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return REJECTS_CODE
     left_out = f"{counts.num_empty_documents:,} empty and {counts.num_rejected_documents:,} rejected left out"
+    if counts.num_damaged_documents:
+        left_out += f", at least {counts.num_damaged_documents:,} lost by damage of the input"
     text = f"{counts.num_text_bytes:,} bytes of text; {left_out}"
     print(f"{args.output}: {counts.num_documents:,} documents, {counts.num_tokens:,} tokens ({text})")
     return 0
@@ -93,5 +98,10 @@ def _sentences(args: argparse.Namespace) -> Any:
     from data_indexing.sentence_training import find_sentence_model
 
     return find_sentence_model(
-        args.inputs, args.punkt, language=args.language, text_field=args.text_field, keep_newlines=args.keep_newlines
+        args.inputs,
+        args.punkt,
+        language=args.language,
+        text_field=args.text_field,
+        keep_newlines=args.keep_newlines,
+        output=args.output,
     )

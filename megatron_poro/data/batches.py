@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_indexing.reader import IndexedReader, read_rows
+from data_indexing.reader import RowPlaces
 from megatron_poro.config.data_rules import check_data
 from megatron_poro.config.schema import DataConfig
 from megatron_poro.data.order import ORDER_VERSION, build_order
@@ -21,8 +21,6 @@ from megatron_poro.data.sources import Sequences, open_held_out, open_source
 
 Rows = NDArray[np.integer[Any]]
 _WINDOW_SAMPLES = 16_384
-_Places = tuple[list[IndexedReader], list[int]]
-"""Where samples begin: files, and numbers of tokens in them. Thousands of pairs would wake the garbage collector."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,9 @@ class HeldOutSet:
         if not 0 <= first <= first + count <= self.num_samples:
             raise IndexError(f"{self.name}: no samples {numbers} among {self.num_samples}")
         reader, length = self.sequences.reader, self.sequences.sequence_length
-        starts = [(self.sequences.first + number) * length for number in numbers]
         rows = np.empty((count, length + 1), reader.dtype)
-        read_rows(rows, [reader] * count, starts)
+        starts = (self.sequences.first + np.arange(first, first + count)) * length
+        RowPlaces([reader] * count, starts, reader.dtype).read(0, rows)
         return rows
 
 
@@ -67,7 +65,7 @@ class TrainingData:
         sizes = [source.training.num_sequences for source in self.sources]
         self.order = build_order(config, sizes, [source.fingerprint for source in self.sources])
         self._dtype = np.result_type(*(source.training.reader.dtype for source in self.sources))
-        self._window: Callable[[int], _Places] = lru_cache(maxsize=2)(self._locate_window)
+        self._window: Callable[[int], RowPlaces] = lru_cache(maxsize=2)(self._locate_window)
 
     def samples(self, numbers: range) -> Rows:
         """Tokens [len(numbers), sequence_length + 1] of consecutive samples of the run; one read each.
@@ -79,10 +77,9 @@ class TrainingData:
         done = 0
         while done < count:
             window, offset = divmod(first + done, _WINDOW_SAMPLES)
-            end = min(offset + count - done, _WINDOW_SAMPLES)
-            readers, starts = self._window(window)
-            read_rows(rows[done : done + end - offset], readers[offset:end], starts[offset:end])
-            done += end - offset
+            end = done + _WINDOW_SAMPLES - offset
+            self._window(window).read(offset, rows[done:end])
+            done = end
         return rows
 
     def sources_of(self, numbers: range) -> Integers:
@@ -116,11 +113,11 @@ class TrainingData:
         for held in self.validation.values():
             held.sequences.reader.close()
 
-    def _locate_window(self, window: int) -> _Places:
+    def _locate_window(self, window: int) -> RowPlaces:
         where = self.order.locate(window * _WINDOW_SAMPLES, _WINDOW_SAMPLES)
         readers = [source.training.reader for source in self.sources]
         starts = where.sequences * self.config.sequence_length
-        return [readers[source] for source in where.sources.tolist()], starts.tolist()
+        return RowPlaces([readers[source] for source in where.sources.tolist()], starts, self._dtype)
 
 
 def _span(numbers: range) -> tuple[int, int]:

@@ -208,6 +208,15 @@ def test_a_bin_that_shrinks_while_the_run_reads_it_is_named(tmp_path: Path) -> N
         data.samples(range(120))
 
 
+def test_of_several_files_the_one_that_shrinks_is_named(folder: Path, tmp_path: Path) -> None:
+    write_pair(tmp_path / "short", np.arange(1000))
+    short = SourceConfig(name="short", path=str(tmp_path / "short"), weight=1.0)
+    data = TrainingData(describe(folder, sources=(*describe(folder).sources, short), stages=(), validation=()))
+    os.truncate(tmp_path / "short.bin", 2000)
+    with pytest.raises(DataError, match=r"short\.bin: read \d+ bytes, expected 36; the file changed"):
+        data.samples(range(1000))
+
+
 def test_a_bin_that_can_no_longer_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pair(tmp_path / "a", np.arange(1000))
     data = TrainingData(describe_one(tmp_path / "a"))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_indexing.chunks import Chunk
+from data_indexing.chunks import Chunk, Fault
 from data_indexing.documents import read_documents
 from data_indexing.errors import DataError
 
@@ -72,6 +72,11 @@ def test_any_json_of_pythons_is_read(texts, escaped):
     assert (found.texts, found.rejects) == ([text for text in texts if text], [])
 
 
+def test_a_key_with_a_dot_in_it_is_found_before_one_inside_another():
+    assert lines(b'{"a.b": "x"}\n{"a": {"b": "y"}}\n{"a": {"b": "y"}, "a.b": "x"}\n', "a.b").texts == ["x", "y", "x"]
+    assert lines(b'{"a.b": "x"}\n', "a.b").texts == ["x"]
+
+
 @given(st.binary(max_size=60))
 def test_any_bytes_are_read_or_refused_as_the_standard_library_would(line):
     line = line.replace(b"\n", b"")
@@ -90,8 +95,13 @@ def test_rows_are_texts_nulls_and_bytes_that_are_none():
 
 
 def test_a_fault_counts_as_one_more_line():
-    found = lines(b'{"text": "a"}\n', fault="damaged")
-    assert (found.num_read, found.rejects[0]) == (2, (2, "damaged"))
+    found = lines(b'{"text": "a"}\n', fault=Fault("too large"))
+    assert (found.num_read, found.rejects[0]) == (2, (2, "too large", 0))
+
+
+def test_a_damage_counts_as_all_the_documents_it_takes():
+    found = lines(b'{"text": "a"}\n', fault=Fault("damaged", num_damaged=5))
+    assert (found.num_read, found.rejects) == (6, [(2, "damaged", 5)])
 
 
 def test_a_file_that_shrank_is_an_error(tmp_path):

@@ -1,11 +1,12 @@
 import json
 import sys
+from unicodedata import normalize
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from data_indexing import encoders
 from data_indexing.checker import Checker, Sample
@@ -18,6 +19,9 @@ from data_indexing.encoders import (
     plain_definition,
     probe_texts,
 )
+from data_indexing.manifest import load_manifest
+from data_indexing.reader import IndexedReader
+from data_indexing.tokenize import TokenizeOptions, tokenize_files
 from data_indexing.tokenizer import TextTokenizer
 from tests.shared_data import shared
 
@@ -123,3 +127,34 @@ def test_what_gigatoken_does_not_know_is_a_fault_with_a_reason(monkeypatch):
     monkeypatch.setitem(sys.modules, "gigatoken.gigatoken_rs", None)
     with pytest.raises(EncoderFaultError, match=r"ModuleNotFoundError|ImportError"):
         FastEncoder(tokenizer)
+
+
+ADDED = [
+    (AddedToken("foobarium"), None, True),
+    (AddedToken("foobarium", single_word=True), None, False),
+    (AddedToken("foobarium", lstrip=True), None, True),
+    (AddedToken("foobarium", rstrip=True), None, True),
+    (AddedToken("\u00c4rsytt\u00e4\u00e4", normalized=True), normalizers.NFC(), False),
+    (AddedToken("\u00c4rsytt\u00e4\u00e4", normalized=False), normalizers.NFC(), False),
+]
+
+
+@pytest.mark.parametrize(("token", "normalizer", "alike"), ADDED)
+def test_an_added_token_that_the_encoders_find_in_different_places_makes_the_reference_encode(
+    byte_tokenizer, write_lines, tmp_path, token, normalizer, alike
+):
+    inner = Tokenizer.from_str(byte_tokenizer.definition)
+    if normalizer:
+        inner.normalizer = normalizer
+    inner.add_tokens([token])
+    tokenizer = TextTokenizer(inner.to_str(), name="added", config=byte_tokenizer.config)
+    texts = [f"plain text x{token.content}x ", f" {normalize('NFD', token.content)} {token.content}."]
+    options = TokenizeOptions(workers=0)
+    tokenize_files([write_lines([{"text": text} for text in texts])], tmp_path / "p", tokenizer=tokenizer, options=options)
+    manifest = load_manifest(tmp_path / "p")
+    assert manifest is not None
+    assert manifest.tokenization is not None
+    assert manifest.tokenization.encoder == ("gigatoken" if alike else "tokenizers")
+    with IndexedReader(tmp_path / "p") as reader:
+        written = [reader.document(number).tolist()[1:-1] for number in range(2)]
+    assert written == tokenizer.encode_batch(texts)

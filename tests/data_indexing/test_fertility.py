@@ -1,9 +1,14 @@
 import gzip
 import json
+import lzma
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 
+from data_indexing import text_streams
 from data_indexing.errors import DataError
 from data_indexing.fertility import Fertility, fertility_table, measure_fertility, save_picture
 from tests.shared_data import shared
@@ -35,6 +40,26 @@ def test_json_lines_and_compressed_files_count_the_same(tmp_path, byte_tokenizer
     assert together == [Fertility("all", "bytes", 12, 60, 60)] * 2
 
 
+def test_every_kind_of_file_that_can_be_tokenised_counts_the_same(tmp_path, byte_tokenizer):
+    lines = "".join(json.dumps({"text": part}) + "\n" for part in TEXT.splitlines(keepends=True)).encode()
+    pq.write_table(pa.table({"text": TEXT.splitlines(keepends=True)}), tmp_path / "a.parquet")
+    (tmp_path / "b.ndjson").write_bytes(lines)
+    (tmp_path / "c.jsonl.xz").write_bytes(lzma.compress(lines.replace(b"\n", b"\r\n\r\n")))
+    (tmp_path / "d.txt.zst").write_bytes(zstandard.compress(TEXT.encode()))
+    *texts, together = measure_fertility([tmp_path], [byte_tokenizer])
+    assert [rows[0].text for rows in texts] == [str(path) for path in sorted(tmp_path.iterdir())]
+    assert together == [Fertility("all", "bytes", 16, 80, 80)]
+
+
+def test_a_text_is_measured_in_pieces(tmp_path, byte_tokenizer, monkeypatch):
+    monkeypatch.setattr(text_streams, "CHUNK_BYTES", 50)
+    (tmp_path / "a.txt").write_bytes(TEXT.encode() * 20 + b"\xff")
+    with pytest.raises(DataError, match=r"a\.txt: not UTF-8 at byte 0, counted from byte 400;"):
+        measure_fertility([tmp_path / "a.txt"], [byte_tokenizer])
+    (tmp_path / "a.txt").write_bytes(TEXT.encode() * 20)
+    assert measure_fertility([tmp_path / "a.txt"], [byte_tokenizer])[0][0].num_bytes == 400
+
+
 def test_the_table_has_a_line_a_row_and_the_picture_is_one(text, byte_tokenizer, tmp_path):
     rows = measure_fertility([text, text], [byte_tokenizer])
     lines = list(fertility_table(rows))
@@ -60,12 +85,16 @@ def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"text": "x"}\n{"txt": 1}\n', r"a\.jsonl:2: no field 'text' \(KeyError: 'text'\)"),
+        ("a.jsonl", b'{"text": "x"}\n{"txt": 1}\n', r"a\.jsonl:2: field 'text' is missing \(found 'txt'\)"),
         ("a.jsonl", b'{"text": 3}', r"a\.jsonl:1: field 'text' is int"),
-        ("a.jsonl", b"\n", r"a\.jsonl:1: no field 'text' \(JSONDecodeError"),
+        ("a.jsonl", b'\n{"text": "x"}\nno\n', r"a\.jsonl:3: not JSON \(Expecting value"),
+        ("a.jsonl", rb'{"text": "\ud800"}', r"a\.jsonl:1: field 'text' holds a lone surrogate at character 0"),
+        ("a.ndjson", b"plain text", r"a\.ndjson:1: not JSON"),
+        ("a.parquet", b"no", r"a\.parquet: .*give a whole Parquet file"),
+        ("a.txt.xz", b"no", r"a\.txt\.xz: xz data damaged from about here \(.*counted from byte 0"),
         ("a.txt", b"\xff", r"a\.txt: not UTF-8"),
-        ("a.gz", b"no", r"a\.gz: Not a gzipped file"),
-        ("a.gz", gzip.compress(b"abc" * 99)[:-9], r"a\.gz: Compressed file ended"),
+        ("a.gz", b"no", r"a\.gz:1: gzip data damaged from about here \(Not a gzipped file"),
+        ("a.txt.gz", gzip.compress(b"abc" * 99)[:-9], r"a\.txt\.gz: gzip data damaged from about here \(Compressed file ended"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, byte_tokenizer, name, content, message):

@@ -24,7 +24,7 @@ def test_folders_and_globs_are_taken_in_the_order_of_their_names(folder):
     names = ["a/1.parquet", "a/2.jsonl.gz", "b/1.jsonl", "c.txt"]
     assert [item.name for item in find_inputs([folder])] == names
     assert [item.name for item in find_inputs([f"{folder}/**/*.jsonl*"])] == ["a/2.jsonl.gz", "b/1.jsonl"]
-    assert [item.name for item in find_inputs([folder / "c.txt", f"{folder}/?"])] == ["c.txt", "1.parquet", "2.jsonl.gz", "1.jsonl"]
+    assert [item.name for item in find_inputs([folder / "c.txt", f"{folder}/?"])] == ["c.txt", *names[:3]]
     kinds = [(item.kind, item.compression) for item in find_inputs([folder])]
     assert kinds == [("parquet", None), ("lines", "gzip"), ("lines", None), ("text", None)]
 
@@ -61,7 +61,7 @@ def test_a_shard_is_one_of_so_many(text):
 
 @given(sizes=st.lists(st.integers(0, 50), max_size=8), count=st.integers(1, 9), packed=st.booleans())
 def test_shards_cover_every_byte_once(sizes, count, packed):
-    files = [InputPath(Path(str(n)), str(n), "lines", "gzip" if packed else None, size, 0) for n, size in enumerate(sizes)]
+    files = [InputPath(Path(str(n)), str(n), "lines", "gzip" if packed else None, size) for n, size in enumerate(sizes)]
     segments = [segment for number in range(count) for segment in plan_segments(files, (number, count))]
     for file in files:
         ranges = [(segment.begin, segment.end) for segment in segments if segment.source == file]
@@ -80,3 +80,67 @@ def test_a_parquet_file_is_cut_at_its_row_groups(tmp_path, count):
     segments = [segment for number in range(count) for segment in plan_segments(files, (number, count))]
     assert [group for segment in segments for group in range(segment.begin, segment.end)] == list(range(15))
     assert len(segments) > 1 or count == 1
+
+
+def names_of(*arguments):
+    return [item.name for item in find_inputs(*arguments)]
+
+
+def test_files_of_equal_names_are_told_apart_by_their_folders(tmp_path, monkeypatch):
+    for name in ("n1/x.jsonl", "n2/x.jsonl", "n2/deep/y.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert names_of(["n1/x.jsonl", tmp_path / "n2" / "x.jsonl"]) == ["n1/x.jsonl", "n2/x.jsonl"]
+    assert names_of(["n?"]) == ["n1/x.jsonl", "n2/deep/y.jsonl", "n2/x.jsonl"]
+    assert names_of(["n2"]) == ["deep/y.jsonl", "x.jsonl"]
+    assert names_of(["n2/x.jsonl"]) == ["x.jsonl"]
+
+
+def test_linked_folders_are_entered_once_and_circles_of_links_end(folder, tmp_path):
+    (folder / "_SUCCESS").unlink()
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "far" / "deep" / "1.jsonl").touch()
+    (folder / "far").symlink_to(tmp_path / "far")
+    (folder / "near").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "up").symlink_to(folder)
+    (tmp_path / "far" / "again").symlink_to(folder)
+    names = ["a/1.parquet", "a/2.jsonl.gz", "b/1.jsonl", "c.txt", "far/deep/1.jsonl"]
+    assert names_of([folder]) == names
+    assert names_of([f"{folder}/**/*.jsonl"]) == ["b/1.jsonl", "far/deep/1.jsonl"]
+    assert names_of([f"{folder}/**"]) == names
+
+
+def test_what_a_folder_hides_is_named(folder, monkeypatch):
+    (folder / "b" / "gone.jsonl").symlink_to("nowhere")
+    for name in (folder, f"{folder}/*/*.jsonl"):
+        with pytest.raises(DataError, match=r"b/gone\.jsonl: (a link to nothing|No such file)"):
+            find_inputs([name])
+    (folder / "b" / "gone.jsonl").unlink()
+    listed = Path.iterdir
+
+    def refuse(path):
+        if path == folder / "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for name in (folder, f"{folder}/**/*.jsonl", f"{folder}/*/*.jsonl"):
+        with pytest.raises(DataError, match=r"in/b: Permission denied"):
+            find_inputs([name])
+
+
+def test_what_a_run_to_the_same_output_left_is_no_input(folder):
+    (folder / "_SUCCESS").unlink()
+    names = names_of([folder], folder / "out")
+    (folder / "out.json").write_text("{}")
+    assert names_of([folder], folder / "out") == [*names, "out.json"]
+    for name in ("out.bin", "out.idx", "out.bin.partial", "out.rejected.jsonl", "out.unpublished/document_ends"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    for output in (folder / "out", f"{folder}/out/", folder / "a" / ".." / "out"):
+        assert names_of([folder], output) == names
+        assert names_of([f"{folder}/**"], output) == names
+        assert names_of([f"{folder}/*"], output) == names
+        with pytest.raises(DataError, match="no file matches"):
+            find_inputs([f"{folder}/*.jsonl"], output)

@@ -1,7 +1,10 @@
 import dataclasses
+import hashlib
 import itertools
 import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_indexing import merge as merge_module
+from data_indexing import streams
 from data_indexing.errors import DataError
 from data_indexing.format import bin_path, idx_path, manifest_path
 from data_indexing.manifest import load_manifest, save_manifest
@@ -175,6 +179,52 @@ def test_a_damaged_pair_is_refused_by_name_and_nothing_is_left(plain, tmp_path, 
     with pytest.raises(DataError, match=r"b\.idx: sequence 1 begins at byte 0 with 5 tokens, expected byte 4"):
         merge(plain, tmp_path / "out" / "m", shuffle_seed=seed)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def refuse_to_merge(parts, output, seed, message):
+    with pytest.raises(DataError, match=message):
+        merge(parts, output, shuffle_seed=seed)
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_tokens_that_are_not_those_of_the_manifest_are_refused_by_name(parts, tmp_path, seed):
+    raw = bytearray(bin_path(parts[1]).read_bytes())
+    raw[40] ^= 1
+    bin_path(parts[1]).write_bytes(raw)
+    refuse_to_merge(parts, tmp_path / "out" / "m", seed, r"en\.bin: sha256 is \w{64}, the manifest says \w{64}; write or copy")
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_sound_index_that_is_not_that_of_the_manifest_is_refused_by_name(parts, tmp_path, seed):
+    sizes = [len(document) for document in documents_of(parts[1])]
+    with IndexedWriter(tmp_path / "other", np.uint16) as writer:
+        for size in (sizes[0] + 1, sizes[1] - 1, *sizes[2:]):
+            writer.add_document([0] * size)
+    idx_path(tmp_path / "other").rename(idx_path(parts[1]))
+    refuse_to_merge(parts, tmp_path / "out" / "m", seed, r"en\.idx: sha256 is \w{64}, the manifest says \w{64}; write or copy")
+
+
+class SlowSha256:
+    """Takes in bytes long after they were handed over."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self.hexdigest = self._digest.hexdigest
+
+    def update(self, data: Any) -> None:
+        time.sleep(0.01)
+        self._digest.update(data)
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_parts_larger_than_the_buffers_are_what_their_manifests_say(byte_tokenizer, tmp_path, seed, monkeypatch):
+    monkeypatch.setattr(merge_module, "_PIECE_BYTES", 70_000)
+    monkeypatch.setattr(streams, "hashlib", SimpleNamespace(sha256=SlowSha256))
+    prefixes = [write_texts(tmp_path / name, [f"{name}{n:03}" * 10_000 for n in range(15)], byte_tokenizer) for name in "ab"]
+    merge(prefixes, tmp_path / "m", shuffle_seed=seed, shuffle_memory_bytes=1_000_000)
+    assert verify(tmp_path / "m").faults == ()
+    assert manifest_of(tmp_path / "m").counts.num_documents == 30
 
 
 def test_a_bin_that_shrinks_under_the_merge_is_named(plain, tmp_path, monkeypatch):

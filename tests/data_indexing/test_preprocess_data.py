@@ -69,6 +69,34 @@ def test_mistakes_are_a_line_and_a_code(write_lines, tmp_path, flags):
     assert "invalid choice" in preprocess("--input", path, "--output-prefix", tmp_path / "p", *flags, code=2)
 
 
+@pytest.mark.parametrize("interval", ["0", "-1", "x"])
+def test_an_interval_that_makes_no_sense_is_refused(write_lines, tmp_path, flags, interval):
+    path = write_lines([{"text": "a"}])
+    shown = preprocess("--input", path, "--output-prefix", tmp_path / "p", "--log-interval", interval, *flags, code=2)
+    assert "is not a number of at least 1" in shown
+
+
+def test_an_interrupt_and_an_error_of_the_system_are_codes_without_a_traceback(write_lines, tmp_path, flags):
+    path = write_lines([{"text": "a"}])
+    words = ["preprocess_data.py", "--input", path, "--output-prefix", tmp_path / "p", *flags]
+    for raised, code, shown in (
+        ("KeyboardInterrupt", 130, ""),
+        ("OSError(28, 'No space left', 'x.bin')", 2, "error: x.bin: No space left"),
+    ):
+        program = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY / "tools")!r})
+import preprocess_data
+def stop(*_, **__):
+    raise {raised}
+preprocess_data.tokenize_files = stop
+sys.argv = {list(map(str, words))}
+sys.exit(preprocess_data.main())
+"""
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=REPOSITORY)
+        assert (done.returncode, done.stderr.strip()) == (code, shown)
+
+
 def test_the_job_array_writes_a_pair_for_each_element_and_skips_what_is_done(write_lines, tmp_path):
     (tmp_path / "in").mkdir()
     write_lines([{"text": f"rivi {number}"} for number in range(9)], "in/a.jsonl")
@@ -82,7 +110,9 @@ def test_the_job_array_writes_a_pair_for_each_element_and_skips_what_is_done(wri
         "INPUT": str(tmp_path / "in"),
         "OUTPUT": str(tmp_path / "out"),
         "TOKENIZER": str(shared("tokenizers/llama3")),
-        "SLURM_ARRAY_TASK_COUNT": "2",
+        "SHARDS": "2",
+        # That of the elements submitted together, which may be one that is submitted again.
+        "SLURM_ARRAY_TASK_COUNT": "1",
         "SLURM_CPUS_PER_TASK": "1",
     }
     for element in ("0", "1", "1"):

@@ -1,5 +1,6 @@
 """A run killed at any moment and started again gives the bytes of one that was not."""
 
+import errno
 import gzip
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
 
@@ -15,9 +17,9 @@ import pytest
 
 from data_indexing import text_streams, unpublished
 from data_indexing.errors import DataError
-from data_indexing.format import bin_path, idx_path, manifest_path
-from data_indexing.tokenize import TokenizeOptions, tokenize_files
-from data_indexing.unpublished import Unpublished, journal_of, rejected_path, unpublished_path
+from data_indexing.format import bin_path, idx_path, manifest_path, rejected_path, unpublished_path
+from data_indexing.tokenize import RejectsError, TokenizeOptions, tokenize_files
+from data_indexing.unpublished import Unpublished, journal_of
 from data_indexing.workers import Team
 
 # The command with small chunks and a commit after each, slow enough to be killed anywhere.
@@ -128,6 +130,26 @@ def test_a_run_stopped_between_two_renames_is_completed(inputs, whole, tmp_path,
     assert outputs(tmp_path / "p") == files
 
 
+@pytest.mark.parametrize("name", ["in", "in/*", "in/**"])
+def test_a_run_into_the_folder_of_its_inputs_leaves_out_what_it_left_there(inputs, whole, stops, byte_tokenizer, monkeypatch, name):
+    tmp_path = inputs[0].parent
+    (tmp_path / "in").mkdir()
+    for path in inputs:
+        path.rename(tmp_path / "in" / path.name)
+    names, prefix = [tmp_path / name], tmp_path / "in" / "p"
+    with monkeypatch.context() as patched, pytest.raises(StoppedError):
+        stops(patched, "add", 25, before=True)
+        run(names, prefix, byte_tokenizer)
+    with pytest.raises(RejectsError):
+        run(names, prefix, byte_tokenizer, max_rejected="0")
+    run(names, prefix, byte_tokenizer)
+    assert outputs(prefix) == whole[1]
+    with pytest.raises(DataError, match="exists; choose another output"):
+        run(names, f"{prefix}/", byte_tokenizer)
+    run(names, prefix, byte_tokenizer, overwrite=True)
+    assert outputs(prefix) == whole[1]
+
+
 def test_only_what_is_left_is_read_again(inputs, whole, stops, tmp_path, byte_tokenizer, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(StoppedError):
         stops(patched, "add", 25, before=True)
@@ -148,7 +170,7 @@ def test_only_what_is_left_is_read_again(inputs, whole, stops, tmp_path, byte_to
     assert all_seen == len(seen) - 25
 
 
-@pytest.mark.parametrize("change", ["input", "options", "tokenizer", "journal", "tokens"])
+@pytest.mark.parametrize("change", ["input", "input of the same size and time", "options", "tokenizer", "journal", "tokens"])
 def test_a_run_with_anything_changed_begins_anew(inputs, stops, tmp_path, byte_tokenizer, monkeypatch, change):
     with monkeypatch.context() as patched, pytest.raises(StoppedError):
         stops(patched, "add", 25, before=True)
@@ -156,6 +178,10 @@ def test_a_run_with_anything_changed_begins_anew(inputs, stops, tmp_path, byte_t
     options = {}
     if change == "input":
         inputs[0].write_bytes(inputs[0].read_bytes().replace(b"word", b"WORD", 1))
+    elif change == "input of the same size and time":
+        status = inputs[0].stat()
+        inputs[0].write_bytes(inputs[0].read_bytes().replace(b"word", b"WORD"))
+        os.utime(inputs[0], ns=(status.st_atime_ns, status.st_mtime_ns))
     elif change == "options":
         options["eod"] = "none"
     elif change == "tokenizer":
@@ -182,6 +208,19 @@ def test_a_journal_cut_short_loses_its_last_line_alone(inputs, whole, stops, tmp
         assert journal_of(tmp_path / "p")[0] is not None
     run(inputs, tmp_path / "p", byte_tokenizer)
     assert outputs(tmp_path / "p") == whole[1]
+
+
+@pytest.mark.parametrize("place", ["the list of rejects", "the last bytes"])
+def test_a_full_disk_is_named_wherever_it_is_met(inputs, tmp_path, byte_tokenizer, monkeypatch, place):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if place == "the list of rejects":
+        monkeypatch.setattr(shutil, "copyfile", refuse)
+    else:
+        monkeypatch.setattr(ExitStack, "close", refuse)
+    with pytest.raises(DataError, match=r"/p[^:]*: No space left on device; nothing was written, free space"):
+        run(inputs, tmp_path / "p", byte_tokenizer, max_rejected="0")
 
 
 def test_two_runs_do_not_work_on_one_output(inputs, stops, tmp_path, byte_tokenizer, monkeypatch):

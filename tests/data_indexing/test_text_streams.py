@@ -40,7 +40,9 @@ def test_pieces_of_any_size_hold_every_line_once_and_only_long_ones_are_passed_o
     previous = 0
     for data, end in pieces:
         assert data is None or raw[previous:end] == data
-        found += [None] if data is None else data.splitlines(keepends=True) if b"\r" not in data else data.split(b"\n")
+        found += (
+            [None] if data is None else bytes(data).splitlines(keepends=True) if b"\r" not in data else bytes(data).split(b"\n")
+        )
         assert data is None or end == len(raw) or data.endswith(b"\n")
         assert data is not None or len(raw[previous:end].removesuffix(b"\n")) >= limit
         previous = end
@@ -80,6 +82,14 @@ def test_all_before_a_damage_is_read_and_then_the_damage_raised(compression, dam
             found += block
     assert damage == "changed" or text.startswith(found)
     assert len(found) > 100_000 or damage == "none of it"
+
+
+def test_zstd_of_the_longest_window_is_read():
+    text = b"line\n" * 100
+    compressor = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=31))
+    packed = compressor.compressobj()
+    stream = decompress(hashed(packed.compress(text) + packed.flush()), "zstd")
+    assert stream.read(1000) == text
 
 
 @given(lines=st.lists(st.integers(0, 5), max_size=8), offset=st.integers(0, 50))

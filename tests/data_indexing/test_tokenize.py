@@ -1,6 +1,7 @@
 import gzip
 import json
 import lzma
+import os
 import threading
 import time
 from dataclasses import asdict
@@ -19,13 +20,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from data_indexing import chunks, text_streams
 from data_indexing.encoders import FastEncoder
 from data_indexing.errors import DataError
-from data_indexing.format import bin_path, idx_path
+from data_indexing.format import bin_path, idx_path, rejected_path, unpublished_path
+from data_indexing.inputs import find_inputs, inputs_sha256
 from data_indexing.inspect import inspect
 from data_indexing.manifest import Counts, InputFile, Placement, Tokenization, load_manifest
 from data_indexing.reader import IndexedReader
 from data_indexing.tokenize import RejectsError, TokenizeOptions, check_preset, tokenize_files
 from data_indexing.tokenizer import TextTokenizer
-from data_indexing.unpublished import rejected_path, unpublished_path
 from data_indexing.verify import verify
 from tests.shared_data import shared
 
@@ -76,7 +77,9 @@ def test_the_output_does_not_depend_on_workers_or_chunks(byte_tokenizer, tmp_pat
         tokenize_files(inputs, prefix, tokenizer=byte_tokenizer, options=TokenizeOptions(workers=workers))
         outputs.append((bin_path(prefix).read_bytes(), idx_path(prefix).read_bytes(), manifest_of(prefix)))
     assert outputs[0] == outputs[1] == outputs[2]
-    assert outputs[0][2].tokenization == Tokenization("gigatoken", version("gigatoken"), "text", "0/1", "documents")
+    assert outputs[0][2].tokenization == Tokenization(
+        "gigatoken", version("gigatoken"), "text", "0/1", "documents", inputs_sha256(find_inputs(inputs))
+    )
 
 
 def test_the_text_is_the_megatron_files_one_would_write_by_hand(byte_tokenizer, write_lines, tmp_path):
@@ -155,7 +158,7 @@ def test_rejects_are_listed_and_the_pair_is_kept_till_they_are_allowed(byte_toke
         with pytest.raises(RejectsError):
             tokenize_again([first, second], tmp_path, byte_tokenizer, monkeypatch, max_rejected=allowed, workers=workers)
     counts = tokenize_again([first, second], tmp_path, byte_tokenizer, monkeypatch, max_rejected="1%", workers=workers)
-    assert counts == Counts(380, counts.num_tokens, 1, counts.num_text_bytes, 2)
+    assert counts == Counts(380, counts.num_tokens, 1, counts.num_text_bytes, 2, 0)
     assert len(rejects(tmp_path / "p")) == 2
     assert not unpublished_path(tmp_path / "p").exists()
     assert verify(tmp_path / "p", tokenizer=byte_tokenizer).faults == ()
@@ -166,6 +169,77 @@ def tokenize_again(inputs, folder, tokenizer, monkeypatch, **options):
     with monkeypatch.context() as patched:
         patched.setattr(chunks, "read_lines", None)
         return tokenize_files(inputs, folder / "p", tokenizer=tokenizer, options=TokenizeOptions(**options))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, zstandard.compress])
+def test_a_compressed_file_cut_short_is_damage_that_no_number_of_allowed_rejects_covers(byte_tokenizer, tmp_path, pack):
+    name = {gzip.compress: "x.jsonl.gz", lzma.compress: "x.jsonl.xz", zstandard.compress: "x.jsonl.zst"}[pack]
+    packed = pack(b"".join(b'{"text": "%d"}\n' % number for number in range(5000)))
+    (tmp_path / name).write_bytes(packed[: len(packed) * 9 // 10])
+    (tmp_path / "y.jsonl").write_text('{"text": "good"}\n{')
+    inputs = [tmp_path / name, tmp_path / "y.jsonl"]
+    message = r"at least 1 documents lost by damage .* data damaged from .* --allow-damaged to publish"
+    with pytest.raises(RejectsError, match=message):
+        tokenize_files(inputs, tmp_path / "p", tokenizer=byte_tokenizer, options=TokenizeOptions(workers=0, max_rejected="99%"))
+    with pytest.raises(RejectsError, match=r"1 of .* rejected, the first"):
+        tokenize_files(inputs, tmp_path / "p", tokenizer=byte_tokenizer, options=TokenizeOptions(workers=0, allow_damaged=True))
+    options = TokenizeOptions(workers=0, max_rejected="1", allow_damaged=True)
+    counts = tokenize_files(inputs, tmp_path / "p", tokenizer=byte_tokenizer, options=options)
+    assert (counts.num_rejected_documents, counts.num_damaged_documents) == (1, 1)
+    assert [line.get("num_damaged") for line in rejects(tmp_path / "p")] == [1, None]
+    assert manifest_of(tmp_path / "p").counts == counts
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.jsonl.zst", "x.jsonl.xz", "x.txt.gz"])
+def test_a_compressed_file_of_no_bytes_is_damaged(byte_tokenizer, write_lines, tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(RejectsError, match=r"at least 1 documents lost by damage .*--allow-damaged"):
+        good = write_lines([{"text": "a"}], "good.jsonl")
+        tokenize_files([good, tmp_path / name], tmp_path / "p", tokenizer=byte_tokenizer, options=INLINE)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_row_groups_after_a_damaged_one_are_read_and_its_rows_are_counted(byte_tokenizer, tmp_path, monkeypatch, workers):
+    path = tmp_path / "x.parquet"
+    texts = [f"{number} " * 50 for number in range(1000)]
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=100)
+    metadata = pq.ParquetFile(path).metadata
+    raw = bytearray(path.read_bytes())
+    start = metadata.row_group(3).column(0).dictionary_page_offset
+    raw[start : start + 40] = b"\xff" * 40
+    path.write_bytes(raw)
+    with pytest.raises(RejectsError, match=r"at least 100 documents lost .*x\.parquet:301: row group 3 of Parquet damaged"):
+        tokenize_files(
+            [path], tmp_path / "p", tokenizer=byte_tokenizer, options=TokenizeOptions(workers=workers, max_rejected="50%")
+        )
+    counts = tokenize_again([path], tmp_path, byte_tokenizer, monkeypatch, workers=workers, allow_damaged=True)
+    assert (counts.num_documents, counts.num_rejected_documents, counts.num_damaged_documents) == (900, 0, 100)
+    assert rejects(tmp_path / "p")[0]["num_damaged"] == 100
+    written = [byte_tokenizer.decode(ids, skip_special_tokens=True) for ids in documents(tmp_path / "p")]
+    assert written == texts[:300] + texts[400:]
+
+
+def test_the_share_of_rejects_is_compared_exactly(byte_tokenizer, write_lines, tmp_path):
+    path = write_lines([{"text": "a"} if number < 71 else b"bad" for number in range(100)])
+    for allowed in ("28%", "28.99999999999999999%", "28"):
+        with pytest.raises(RejectsError):
+            options = TokenizeOptions(workers=0, max_rejected=allowed)
+            tokenize_files([path], tmp_path / "p", tokenizer=byte_tokenizer, options=options)
+    options = TokenizeOptions(workers=0, max_rejected="29%")
+    assert tokenize_files([path], tmp_path / "p", tokenizer=byte_tokenizer, options=options).num_rejected_documents == 29
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_byte_order_mark_at_the_start_of_a_file_is_no_part_of_its_first_line(byte_tokenizer, tmp_path, pack):
+    name = "x.jsonl" if pack is bytes else "x.jsonl.gz"
+    (tmp_path / name).write_bytes(pack(b'\xef\xbb\xbf{"text": "ab"}\n{"text": "c"}\n'))
+    for count in (1, 2):
+        found = []
+        for number in range(count):
+            options = TokenizeOptions(workers=0, shard=(number, count), overwrite=True)
+            tokenize_files([tmp_path / name], tmp_path / "p", tokenizer=byte_tokenizer, options=options)
+            found += documents(tmp_path / "p")
+        assert found == [[256, *ids, 257] for ids in byte_tokenizer.encode_batch(["ab", "c"])]
 
 
 def rejects(prefix):
@@ -183,7 +257,7 @@ def test_what_is_damaged_or_too_large_is_rejected_and_the_rest_is_read(byte_toke
     write.write_table(pa.table({"text": ["h", None, "i" * 101]}))
     write.close()
     (tmp_path / "6.parquet").write_bytes((tmp_path / "5.parquet").read_bytes().replace(b"i" * 50, b"\xff" * 50))
-    options = TokenizeOptions(workers=0, max_document_bytes=100, max_rejected="100%")
+    options = TokenizeOptions(workers=0, max_document_bytes=100, max_rejected="100%", allow_damaged=True)
     names = ["1.jsonl", "2.jsonl.gz", "3.txt", "4.txt", "5.parquet"]
     counts = tokenize_files([tmp_path / name for name in names], tmp_path / "p", tokenizer=byte_tokenizer, options=options)
     found = [(r["file"], r["line"], r["reason"][:20]) for r in rejects(tmp_path / "p")]
@@ -196,13 +270,14 @@ def test_what_is_damaged_or_too_large_is_rejected_and_the_rest_is_read(byte_toke
         ("5.parquet", 3, large),
     ]
     assert any("gzip data damaged" in r["reason"] for r in rejects(tmp_path / "p"))
-    assert counts.num_rejected_documents == len(found)
+    assert (counts.num_rejected_documents, counts.num_damaged_documents) == (len(found) - 1, 1)
 
 
-@pytest.mark.parametrize("field", ["body", "number"])
+@pytest.mark.parametrize("field", ["body", "number", "words.list.element"])
 def test_a_parquet_file_without_such_a_column_is_named(byte_tokenizer, tmp_path, field):
-    pq.write_table(pa.table({"text": ["a"], "number": [1]}), tmp_path / "x.parquet")
-    with pytest.raises(DataError, match=r"x\.parquet: (no column 'body' \(found text, number\)|column 'number' is INT64)"):
+    pq.write_table(pa.table({"text": ["a"], "number": [1], "words": [["a"]]}), tmp_path / "x.parquet")
+    messages = [r"no column 'body' \(found text, number", "column 'number' is INT64", "column 'words.list.element' is a list"]
+    with pytest.raises(DataError, match=rf"x\.parquet: ({'|'.join(messages)})"):
         options = TokenizeOptions(text_field=field, workers=0)
         tokenize_files([tmp_path / "x.parquet"], tmp_path / "p", tokenizer=byte_tokenizer, options=options)
     assert not unpublished_path(tmp_path / "p").exists()
@@ -286,13 +361,15 @@ def test_inputs_without_text_are_refused_but_a_shard_may_have_none(byte_tokenize
         assert documents(tmp_path / f"{shard}") == []
 
 
-@pytest.mark.parametrize("text", ["x", "-1", "-1%", "1%%", "nan%", "1.5"])
+@pytest.mark.parametrize("text", ["x", "-1", "-1%", "1%%", "nan%", "inf%", "1/0%", "1.5"])
 def test_options_that_make_no_sense_are_refused(byte_tokenizer, write_lines, tmp_path, text):
     path = write_lines([{"text": "a"}])
     with pytest.raises(DataError, match=r"workers \(-1\) must be at least 0"):
         tokenize_files([path], tmp_path / "p", tokenizer=byte_tokenizer, options=TokenizeOptions(workers=-1))
     with pytest.raises(DataError, match="is neither a number nor a percentage"):
         tokenize_files([path], tmp_path / "p", tokenizer=byte_tokenizer, options=TokenizeOptions(max_rejected=text))
+    with pytest.raises(DataError, match=r"max document bytes \(-5\) must be at least 1"):
+        tokenize_files([path], tmp_path / "p", tokenizer=byte_tokenizer, options=TokenizeOptions(max_document_bytes=-5))
 
 
 def test_the_preset_wants_llama_3s_base_tokenizer(llama3, byte_tokenizer):
@@ -309,3 +386,10 @@ def test_an_input_that_is_also_the_output_is_refused(byte_tokenizer, tmp_path):
     with pytest.raises(DataError, match="both input and output"):
         tokenize_files([text], tmp_path / "in", tokenizer=byte_tokenizer, options=TokenizeOptions(overwrite=True))
     assert text.read_text() == '{"text": "hei"}\n'
+
+
+def test_a_file_name_that_is_not_utf_8_comes_back_from_the_manifest(byte_tokenizer, write_lines, tmp_path):
+    name = os.fsdecode(b"a\xff.jsonl")
+    tokenize_files([write_lines([{"text": "a"}], name)], tmp_path / "p", tokenizer=byte_tokenizer, options=INLINE)
+    assert [file.name for file in manifest_of(tmp_path / "p").inputs] == [name]
+    assert verify(tmp_path / "p").faults == ()

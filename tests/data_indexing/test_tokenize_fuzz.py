@@ -13,13 +13,14 @@ import zstandard
 
 from data_indexing import text_streams
 from data_indexing.errors import DataError
+from data_indexing.format import rejected_path
 from data_indexing.tokenize import TokenizeOptions, tokenize_files
-from data_indexing.unpublished import State, rejected_path
+from data_indexing.unpublished import State
 from data_indexing.verify import verify
 
 TEXTS = ["ab", "", "\u00e4\u4e2d\U0001f642", "<s>x</s>", "a\nb\r\nc", "x" * 400, "\0", "</s>", "\u088f's", "1 2 3"]
 LINES = "".join(json.dumps({"text": text, "n": 1.5, "m": [None]}) + "\n" for text in TEXTS * 3).encode()
-RUNS = 200
+RUNS = 340
 
 
 def parquet():
@@ -64,17 +65,19 @@ def test_damaged_inputs_are_read_or_rejected_and_the_counts_balance(byte_tokeniz
     for number in range(RUNS):
         raw = mutate(FORMS[name], chance)
         (tmp_path / name).write_bytes(raw)
-        options = TokenizeOptions(workers=0, max_rejected="100%", max_document_bytes=350, overwrite=True)
+        options = TokenizeOptions(workers=0, max_rejected="100%", allow_damaged=True, max_document_bytes=350, overwrite=True)
         seen: list[State] = []
         try:
             counts = tokenize_files([tmp_path / name], tmp_path / "p", tokenizer=byte_tokenizer, options=options, log=seen.append)
         except DataError as error:
             assert "hold no text" in str(error) or (name == "x.parquet" and "x.parquet" in str(error)), number
             continue
-        rejects = rejected_path(tmp_path / "p").read_text().splitlines() if counts.num_rejected_documents else []
-        assert len(rejects) == counts.num_rejected_documents
-        parts = (counts.num_documents, counts.num_empty_documents or 0, counts.num_rejected_documents or 0)
-        assert sum(parts) == seen[-1].num_read
+        listed = rejected_path(tmp_path / "p")
+        rejects = [json.loads(line) for line in listed.read_text().splitlines()] if listed.exists() else []
+        damages = [line["num_damaged"] for line in rejects if "num_damaged" in line]
+        assert (len(rejects) - len(damages), sum(damages)) == (counts.num_rejected_documents, counts.num_damaged_documents)
+        parts = (counts.num_documents, counts.num_empty_documents, counts.num_rejected_documents, counts.num_damaged_documents)
+        assert sum(part or 0 for part in parts) == seen[-1].num_read
         if name == "x.jsonl":
             assert seen[-1].num_read == len(raw.split(b"\n")) - raw.endswith(b"\n")
         assert verify(tmp_path / "p", tokenizer=byte_tokenizer).faults == (), number

@@ -118,6 +118,14 @@ def test_a_damaged_config_is_named_with_its_line(byte_tokenizer, tmp_path):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("raw", ["[]", "5", "null", '{"bos_token": 5}', '{"eos_token": ["a"]}', '{"unk_token": {"content": 5}}'])
+def test_a_config_of_another_kind_is_named(byte_tokenizer, tmp_path, raw):
+    byte_tokenizer.save_hf(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(raw)
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: .* not (an object|a string); copy the tokenizer again"):
+        load_tokenizer(tmp_path)
+
+
 def test_the_conversion_of_tokenizer_model_is_that_of_transformers(llama3):
     transformers = pytest.importorskip("transformers.convert_slow_tokenizer")
     path = shared("tokenizers/llama3/tokenizer.model")
