@@ -185,9 +185,14 @@ def _flat(sizes: Any) -> tuple[int, ...]:
     return sizes
 
 
+def _empty_dict() -> dict[Any, Any]:
+    """Its items come one by one, so that their keys are looked at."""
+    return {}
+
+
 SIZE = {Kind("torch", "Size"): Call(_flat)}
 _KNOWN: dict[Kind, Any] = {
-    Kind("collections", "OrderedDict"): Call(dict),
+    Kind("collections", "OrderedDict"): Call(_empty_dict),
     Kind("torch._utils", "_rebuild_tensor_v2"): Call(_rebuild_tensor),
     Kind("torch._utils", "_rebuild_parameter"): Call(_rebuild_parameter),
     Kind("_codecs", "encode"): Call(lambda *args: None),

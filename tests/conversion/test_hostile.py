@@ -217,6 +217,7 @@ BOMBS = {
     "a key that is nested two million times": b"\x80\x02})" + b"\x85" * 2_000_000 + b"Ns.",
     "a key whose hash takes 2^64 steps": b"\x80\x02})" + b"2\x86" * 64 + b"Ns.",
     "the same by memory": b"\x80\x02})" + b"".join(b"q%ch%ch%c\x86" % (n, n, n) for n in range(64)) + b"Ns.",
+    "a dictionary that is made of such a key": b"\x80\x02ccollections\nOrderedDict\n]])" + b"2\x86" * 64 + b"aNaa\x85R.",
     "five million sets": b"\x80\x04" + b"\x8f" * 5_000_000 + b".",
     "ten million dictionaries": b"\x80\x02" + b"}" * 10_000_000 + b".",
     "a string longer than the file": b"\x80\x02X\xff\xff\xff\x7fx.",

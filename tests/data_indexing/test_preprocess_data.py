@@ -100,7 +100,7 @@ sys.exit(preprocess_data.main())
 def test_the_job_array_writes_a_pair_for_each_element_and_skips_what_is_done(write_lines, tmp_path):
     (tmp_path / "in").mkdir()
     write_lines([{"text": f"rivi {number}"} for number in range(9)], "in/a.jsonl")
-    (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "srun").write_text('#!/bin/sh\nshift\nexec "$@"\n')
     (tmp_path / "poro").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m megatron_poro "$@"\n')
     for program in ("srun", "poro"):
         (tmp_path / program).chmod(0o755)
