@@ -8,10 +8,12 @@ reference. That the rest agree is checked on `probe_texts` when a run starts and
 import hashlib
 import json
 import re
+import resource
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Literal, Protocol
 from unicodedata import normalize
 
@@ -38,6 +40,8 @@ _LAST_BMP = 0xFFFF
 _DISPUTED_BMP = tuple(chr(code) for first, last in DISPUTED_RANGES if last <= _LAST_BMP for code in range(first, last + 1))
 _DISPUTED = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in DISPUTED_RANGES) + "]")
 _PROBE_STEP = 151
+# Memory that an encoder may take on before it is built anew, which takes half a second.
+_GROWN_BYTES = 192 << 20
 # To be raised when what is cached changes.
 _CACHE_VERSION = 1
 _CACHED_CHARACTERS = 1 << 20
@@ -87,10 +91,11 @@ class FastEncoder:
 
     tokenizer: TextTokenizer
     _backend: Any = field(init=False)
+    _least_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         """EncoderFaultError where gigatoken is not installed or does not know this kind of tokenizer."""
-        self._backend = _guarded(_load_backend, _cached_plain_definition(self.tokenizer))
+        self._build()
 
     def encode(self, texts: Sequence[Text]) -> list[Ids]:
         """Ids of each text, nothing added."""
@@ -105,10 +110,25 @@ class FastEncoder:
             if is_disputed(piece):
                 yield _to_ids(self.tokenizer.encode_batch([piece])[0])
             else:
+                # Beside a large text there is less room.
+                self._renew(_GROWN_BYTES // 2)
                 yield _guarded(self._encode, [piece])[0]
 
     def _encode(self, texts: Sequence[Text]) -> list[Ids]:
+        self._renew(_GROWN_BYTES)
         return list(map(self._backend.encode, texts))
+
+    def _renew(self, limit: int) -> None:
+        """Build gigatoken anew once it has grown too far, for it remembers every word that it has met."""
+        num_bytes = _resident_bytes()
+        self._least_bytes = min(self._least_bytes, num_bytes)
+        if num_bytes > self._least_bytes + limit:
+            self._backend = None
+            self._build()
+
+    def _build(self) -> None:
+        self._backend = _guarded(_load_backend, _cached_plain_definition(self.tokenizer))
+        self._least_bytes = _resident_bytes()
 
 
 def build_encoder(name: EncoderName, tokenizer: TextTokenizer) -> Encoder:
@@ -214,6 +234,15 @@ def _load_backend(definition: str) -> Any:
     from gigatoken.gigatoken_rs import load_hf_json
 
     return load_hf_json(definition)
+
+
+def _resident_bytes() -> int:
+    """Memory of this process but for files mapped into it; 0 where the system does not say."""
+    try:
+        resident, shared = map(int, Path("/proc/self/statm").read_bytes().split()[1:3])
+        return (resident - shared) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def _guarded(function: Any, argument: Any) -> Any:

@@ -1,8 +1,9 @@
 """Cut a large text where its ids are those of its pieces one behind the other, so that encoding it takes the memory of a piece.
 
 A tokenizer first parts a text into words, which it then encodes each for itself. With the patterns below no word goes on
-from a letter to anything but letters, and what comes before a word has no say in it: so between a letter and a sign or a
-space there is always a border, and a piece that begins there is parted as it would be within the whole.
+from a letter to anything but letters, nor from anything but white space to a space; what comes before a word has no say in it,
+and what comes after it only where it is white space. So between a letter and a sign, and before a space, there is always a
+border, and the pieces on both sides of it are parted as they would be within the whole.
 """
 
 import codecs
@@ -22,8 +23,8 @@ _SPLIT = {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Iso
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False}
 # Llama 3's, which is also GPT-4's, and GPT-2's, which is the default of ByteLevel.
 _KNOWN = ([_SPLIT, _BYTES | {"use_regex": False}], [_BYTES | {"use_regex": True}])
-# Signs that no version of Unicode takes for letters; the piece ends behind the last such place.
-_BORDER = re.compile(r".*[^\W\d_](?=[\s!-/:-@\[-`{-~\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f])", re.DOTALL)
+# Signs that no version of Unicode takes for letters. The search is greedy: it finds the last border of all.
+_BORDER = re.compile(r".*(?:\S(?= )|[^\W\d_](?=[\s!-/:-@\[-`{-~\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f]))", re.DOTALL)
 
 
 def can_be_cut(definition: str) -> bool:

@@ -1,4 +1,5 @@
 import json
+import random
 import sys
 from unicodedata import normalize
 
@@ -129,6 +130,19 @@ def test_what_gigatoken_does_not_know_is_a_fault_with_a_reason(monkeypatch):
         FastEncoder(tokenizer)
 
 
+def test_the_words_that_gigatoken_keeps_do_not_fill_the_memory(llama3, monkeypatch):
+    monkeypatch.setattr(encoders, "_GROWN_BYTES", 20 << 20)
+    fast, chance = FastEncoder(llama3), random.Random(0)
+    start = encoders._resident_bytes()
+    for _ in range(12):
+        text = " ".join(f"{chance.randrange(2**40):x}" for _ in range(50_000)).translate(LETTERS)
+        ids = fast.encode([text])[0]
+        # Without a new beginning it would be over 90 MB.
+        assert encoders._resident_bytes() < start + (60 << 20)
+    assert ids.tolist() == ReferenceEncoder(llama3).encode([text])[0].tolist()
+
+
+LETTERS = str.maketrans("0123456789", "ghijklmnop")
 ADDED = [
     (AddedToken("foobarium"), None, True),
     (AddedToken("foobarium", single_word=True), None, False),

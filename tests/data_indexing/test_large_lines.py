@@ -110,6 +110,7 @@ MEGABYTE_TEXTS = {
     # Held as a string, the last character would make it four bytes a character.
     "four-byte": "sana ja toinen\\n" * 3_000_000 + "\U0001f642",
     "disputed": "sana ja toinen\\n" * 2_000_000 + "\ua7ce",
+    "emoji": "\U0001f642 \U0001f600\U0001f602 " * 2_500_000,
     "numbers": 'sana", "n": [' + "12345," * 8_000_000 + '1], "x": "',
 }
 

@@ -65,6 +65,11 @@ def test_the_ids_of_pieces_are_those_of_the_whole(encoders, text, size):
     check(encoders, text, size)
 
 
+def test_any_character_may_be_cut_from_a_space(encoders):
+    characters = [chr(code) for code in range(0x20000) if not 0xD800 <= code < 0xE000 and (code < 0x3100 or code % 61 == 0)]
+    check(encoders, "".join(f"{character} {character}\n{character}  a" for character in characters), 1)
+
+
 def test_every_letter_may_be_cut_from_every_sign(encoders):
     signs = " \n\t\u00a0!\"'(),-./:;?[]`~\u3001\u3002\uff0c"
     letters = [chr(code) for code in range(0x20000) if not 0xD800 <= code < 0xE000 and code % 61 == 0 and chr(code).isalpha()]
