@@ -28,15 +28,16 @@ def tokenizer(byte_tokenizer, tmp_path):
 
 
 def test_text_goes_through_all_commands_and_comes_out_as_it_was(poro, tokenizer, write_lines, tmp_path, capfdbinary):
-    source = write_lines([{"doc": {"text": f"rivi {number}\n"}} for number in range(4)])
+    texts = {name: [f"{name} {number}\n" for number in range(4)] for name in "ab"}
     flags = ["--tokenizer", tokenizer, "--text-field", "doc.text", "--workers", 1]
     for name in "ab":
+        source = write_lines([{"doc": {"text": text}} for text in texts[name]], f"{name}.jsonl")
         assert poro("tokenize", source, *flags, "--output", tmp_path / name) == 0
     assert poro("merge", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "m") == 0
     assert poro("verify", tmp_path / "m", tmp_path / "a", "--tokenizer", tokenizer) == 0
     capfdbinary.readouterr()
     assert poro("inspect", tmp_path / "m", "--tokenizer", tokenizer, "--documents", "2:6", "--raw") == 0
-    assert capfdbinary.readouterr().out == b"rivi 2\nrivi 3\nrivi 0\nrivi 1\n"
+    assert capfdbinary.readouterr().out == b"a 2\na 3\nb 0\nb 1\n"
 
 
 def test_verify_prints_faults_and_exits_with_2(poro, tokenizer, write_lines, tmp_path, capsys):
