@@ -127,7 +127,7 @@ def _generate(folder: Path, shards: int, shard_mb: int) -> Iterator[int]:
 def _manifest(writer: IndexedWriter) -> Manifest:
     """What ours compares with what it reads."""
     counts = Counts(writer.num_documents, writer.num_tokens, None, None)
-    hashes = {"bin_sha256": writer.bin_sha256, "idx_sha256": writer.idx_sha256}
+    hashes = {"bin_sha256": writer.bin_sha256, "bin_crc32": writer.bin_crc32, "idx_sha256": writer.idx_sha256}
     return Manifest(tokenizer=None, policy=None, dtype=writer.dtype.name, counts=counts, inputs=(), **hashes)
 
 

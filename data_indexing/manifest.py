@@ -98,7 +98,7 @@ class Manifest:
     """All of it; `tokenizer` and `policy` are null where a merge took in pairs without a manifest.
 
     `tokenization` belongs to a pair made from text, `parts` and `shuffle_seed` to a merge; `shuffle_seed` is null where
-    documents stand in the order of the parts.
+    documents stand in the order of the parts. `bin_crc32` is as zlib has it, cheap to compare; older manifests have none.
     """
 
     format_version: int = FORMAT_VERSION
@@ -108,6 +108,7 @@ class Manifest:
     counts: Counts
     inputs: tuple[InputFile, ...]
     bin_sha256: str
+    bin_crc32: int | None = None
     idx_sha256: str
     parts: tuple[Part, ...] = ()
     shuffle_seed: int | None = None

@@ -109,10 +109,10 @@ def _pieces(pairs: Sequence[Pair]) -> Iterator[memoryview]:
     for pair in pairs:
         path = bin_path(pair.prefix)
         done = 0
-        with path.open("rb", buffering=0) as stream, checked_bin(pair) as sha256:
+        with path.open("rb", buffering=0) as stream, checked_bin(pair) as hashed:
             while count := read_exactly(stream.fileno(), buffers[0], done):
-                if sha256:
-                    sha256.update(buffers[0][:count])
+                if hashed:
+                    hashed.update(buffers[0][:count])
                 yield buffers[0][:count]
                 buffers.rotate(-1)
                 done += count
@@ -130,6 +130,7 @@ def _merged_manifest(pairs: Sequence[Pair], writer: IndexedWriter, *, shuffle_se
         counts=_sum_counts(pairs, writer),
         inputs=tuple(chain.from_iterable(manifest.inputs for manifest in known)),
         bin_sha256=writer.bin_sha256,
+        bin_crc32=writer.bin_crc32,
         idx_sha256=writer.idx_sha256,
         parts=tuple(_part(pair) for pair in pairs),
         shuffle_seed=shuffle_seed,

@@ -14,7 +14,7 @@ from data_indexing.errors import DataError
 from data_indexing.format import Prefix, bin_path, idx_path, manifest_path
 from data_indexing.manifest import Manifest, file_sha256, load_manifest
 from data_indexing.reader import IndexedReader
-from data_indexing.streams import BackgroundSha256
+from data_indexing.streams import BackgroundHash
 from data_indexing.structure import check_structure
 
 
@@ -50,23 +50,30 @@ def check_index(pair: Pair, reader: IndexedReader) -> None:
     check_structure(reader)
     if pair.manifest:
         path = idx_path(pair.prefix)
-        _check_hash(path, file_sha256(path), pair.manifest.idx_sha256)
+        _check_hash(path, "sha256", file_sha256(path), pair.manifest.idx_sha256)
 
 
 @contextmanager
-def checked_bin(pair: Pair) -> Iterator[BackgroundSha256 | None]:
-    """Hash that the block must give the whole .bin; DataError at its end where the manifest has another, None without one."""
+def checked_bin(pair: Pair) -> Iterator[BackgroundHash | None]:
+    """Hash that the block must give the whole .bin; DataError at its end where the manifest has another, None without one.
+
+    The CRC-32 is compared, which finds any single changed byte and any burst of up to 32 bits, or the SHA-256 where it has none.
+    """
     if pair.manifest is None:
         yield None
         return
-    with closing(BackgroundSha256()) as sha256:
-        yield sha256
-        _check_hash(bin_path(pair.prefix), sha256.hexdigest(), pair.manifest.bin_sha256)
+    path, expected = bin_path(pair.prefix), pair.manifest.bin_crc32
+    with closing(BackgroundHash(with_sha256=expected is None)) as hashed:
+        yield hashed
+        if expected is None:
+            _check_hash(path, "sha256", hashed.sha256(), pair.manifest.bin_sha256)
+        else:
+            _check_hash(path, "crc32", hashed.crc32, expected)
 
 
-def _check_hash(path: Path, found: str, expected: str) -> None:
+def _check_hash(path: Path, kind: str, found: object, expected: object) -> None:
     if found != expected:
-        raise DataError(f"{path}: sha256 is {found}, the manifest says {expected}; write or copy the pair again")
+        raise DataError(f"{path}: {kind} is {found}, the manifest says {expected}; write or copy the pair again")
 
 
 def _check_paths(prefixes: Sequence[Prefix], output: Prefix) -> None:

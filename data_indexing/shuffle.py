@@ -26,7 +26,7 @@ import numpy.typing as npt
 from data_indexing.errors import DataError
 from data_indexing.pairs import Pair, check_index, checked_bin
 from data_indexing.reader import IndexedReader
-from data_indexing.streams import BackgroundSha256, full_disk_named, read_exactly, write_all
+from data_indexing.streams import BackgroundHash, full_disk_named, read_exactly, write_all
 from data_indexing.writer import IndexedWriter
 
 DEFAULT_MEMORY_BYTES = 500_000_000
@@ -121,20 +121,20 @@ def _read_documents(pairs: Sequence[Pair], buffer: memoryview) -> Iterator[_Docu
     """All documents in order, in batches that fill the buffer, be the pairs large or small."""
     batch: list[_Documents] = []
     number = filled = weight = 0
-    for reader, sha256, first, end in _ranges(pairs, buffer.nbytes):
+    for reader, hashed, first, end in _ranges(pairs, buffer.nbytes):
         offsets = reader.document_offsets(first, end) * reader.dtype.itemsize
         size = int(offsets[-1] - offsets[0])
         weight += size + (end - first) * _DOCUMENT_BYTES
         if batch and weight > buffer.nbytes:
             yield _join(batch, buffer)
-            if sha256:
+            if hashed:
                 # The buffer is written over.
-                sha256.wait()
+                hashed.wait()
             batch, filled, weight = [], 0, size + (end - first) * _DOCUMENT_BYTES
         tokens = _room(buffer[filled:], size)
         reader.read_bytes(int(offsets[0]), tokens)
-        if sha256:
-            sha256.update(tokens)
+        if hashed:
+            hashed.update(tokens)
         indices = reader.document_indices[first : end + 1]
         rows = np.stack((np.arange(number, number + end - first), np.diff(offsets), np.diff(indices)), axis=1)
         # Copied, as a view would keep the index open.
@@ -143,12 +143,12 @@ def _read_documents(pairs: Sequence[Pair], buffer: memoryview) -> Iterator[_Docu
     yield _join(batch, buffer)
 
 
-def _ranges(pairs: Sequence[Pair], max_bytes: int) -> Iterator[tuple[IndexedReader, BackgroundSha256 | None, int, int]]:
+def _ranges(pairs: Sequence[Pair], max_bytes: int) -> Iterator[tuple[IndexedReader, BackgroundHash | None, int, int]]:
     for pair in pairs:
-        with IndexedReader(pair.prefix) as reader, checked_bin(pair) as sha256:
+        with IndexedReader(pair.prefix) as reader, checked_bin(pair) as hashed:
             check_index(pair, reader)
             for first, end in reader.document_batches(max_bytes // reader.dtype.itemsize):
-                yield reader, sha256, first, end
+                yield reader, hashed, first, end
 
 
 def _join(batch: Sequence[_Documents], buffer: memoryview) -> _Documents:

@@ -12,6 +12,8 @@ from io import FileIO
 from pathlib import Path
 from typing import IO, TypeVar
 
+from isal import isal_zlib
+
 from data_indexing.errors import DataError
 
 Item = TypeVar("Item")
@@ -66,17 +68,25 @@ def run_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
             yield item
 
 
-class BackgroundSha256:
-    """SHA-256 of a stream, computed on a thread of its own while the caller goes on with the same bytes."""
+class BackgroundHash:
+    """CRC-32 of a stream as zlib has it, and its SHA-256, on a thread of its own while the caller goes on with the same bytes.
 
-    def __init__(self) -> None:
+    The CRC-32 is computed at once, as it takes less time than a copy of the bytes.
+    """
+
+    def __init__(self, *, with_sha256: bool = True) -> None:
         """Start no thread yet."""
+        self.crc32 = 0
+        self._with_sha256 = with_sha256
         self._digest = hashlib.sha256()
         self._pool = ThreadPoolExecutor(1)
         self._pending: deque[Future[None]] = deque()
 
     def update(self, data: Buffer) -> None:
         """Take in bytes that must stay as they are until HASHES_BEHIND further calls have returned."""
+        self.crc32 = isal_zlib.crc32(data, self.crc32)
+        if not self._with_sha256:
+            return
         if memoryview(data).nbytes < _SMALL_BYTES and not self._pending:
             self._digest.update(data)
             return
@@ -89,8 +99,8 @@ class BackgroundSha256:
         while self._pending:
             self._pending.popleft().result()
 
-    def hexdigest(self) -> str:
-        """Hash of all bytes so far."""
+    def sha256(self) -> str:
+        """SHA-256 of all bytes so far, in hexadecimal."""
         self.wait()
         return self._digest.hexdigest()
 
@@ -108,13 +118,13 @@ class HashedOutput:
     def __init__(self, stream: FileIO) -> None:
         """Write to `stream`, which stays the caller's."""
         self._stream = stream
-        self._sha256 = BackgroundSha256()
+        self._hash = BackgroundHash()
         self._num_started = 0
         self.num_bytes = 0
 
     def write(self, data: Buffer) -> None:
         """Append bytes that must stay as they are until HASHES_BEHIND further calls have returned."""
-        self._sha256.update(data)
+        self._hash.update(data)
         write_all(self._stream, data)
         self.num_bytes += memoryview(data).nbytes
         if self.num_bytes - self._num_started >= _WINDOW_BYTES:
@@ -123,14 +133,14 @@ class HashedOutput:
             os.posix_fadvise(self._stream.fileno(), start, self.num_bytes - start, os.POSIX_FADV_DONTNEED)
             self._num_started = self.num_bytes
 
-    def seal(self) -> str:
-        """Bring everything to the disk; returns the SHA-256 of what was written."""
+    def seal(self) -> tuple[str, int]:
+        """Bring everything to the disk; returns the SHA-256 and the CRC-32 of what was written."""
         sync(self._stream)
-        return self._sha256.hexdigest()
+        return self._hash.sha256(), self._hash.crc32
 
     def close(self) -> None:
         """End the hashing; the stream stays open."""
-        self._sha256.close()
+        self._hash.close()
 
 
 def sync(stream: IO[bytes]) -> None:

@@ -33,7 +33,7 @@ from data_indexing.manifest import Counts, Manifest, Placement, Policy, Tokeniza
 from data_indexing.pipeline import add_documents
 from data_indexing.sentences import SentenceModel
 from data_indexing.tokenizer import TextTokenizer
-from data_indexing.unpublished import State, Unpublished, journal_of
+from data_indexing.unpublished import Hashes, State, Unpublished, journal_of
 from data_indexing.workers import available_cores
 from data_indexing.writer import check_output
 
@@ -200,7 +200,7 @@ def _run(job: _Job, encoder: EncoderName) -> Counts:
             add_documents(output, job.segments, job.chunk_encoder(encoder), workers=job.num_workers, log=job.log)
             _check_inputs_unchanged(job.inputs)
             _check_rejects(job, output)
-            output.publish(lambda bin_sha256, idx_sha256: _manifest(job, encoder, output, (bin_sha256, idx_sha256)))
+            output.publish(lambda hashes: _manifest(job, encoder, output, hashes))
         return _counts(output.state)
 
 
@@ -230,7 +230,7 @@ def _check_rejects(job: _Job, output: Unpublished) -> None:
         raise DataError(f"{job.prefix}: the inputs hold no text ({state.num_empty} empty documents); give other inputs")
 
 
-def _manifest(job: _Job, encoder: EncoderName, output: Unpublished, hashes: tuple[str, str]) -> Manifest:
+def _manifest(job: _Job, encoder: EncoderName, output: Unpublished, hashes: Hashes) -> Manifest:
     tokenizer, options = job.tokenizer, job.options
     number, count = options.shard
     sequences: Literal["sentences", "documents"] = "sentences" if options.sentences else "documents"
@@ -240,8 +240,9 @@ def _manifest(job: _Job, encoder: EncoderName, output: Unpublished, hashes: tupl
         dtype=job.dtype.name,
         counts=_counts(output.state),
         inputs=tuple(output.sealed),
-        bin_sha256=hashes[0],
-        idx_sha256=hashes[1],
+        bin_sha256=hashes.bin_sha256,
+        bin_crc32=hashes.bin_crc32,
+        idx_sha256=hashes.idx_sha256,
         tokenization=Tokenization(
             encoder=encoder,
             encoder_version=encoder_version(encoder) or "",

@@ -27,13 +27,14 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 
 from data_indexing.chunks import Place
 from data_indexing.encode import LARGE_PREFIX, Packed
 from data_indexing.errors import DataError
 from data_indexing.format import Header, Prefix, bin_path, idx_path, manifest_path, pack_header, rejected_path, unpublished_path
 from data_indexing.manifest import InputFile, Manifest, file_sha256, manifest_text
-from data_indexing.streams import full_disk_named, partial_path, sync
+from data_indexing.streams import Buffer, full_disk_named, partial_path, sync
 
 COMMIT_BYTES = 64 << 20
 COMMIT_SECONDS = 5.0
@@ -61,6 +62,15 @@ class State:
     num_damaged: int = 0
 
 
+@dataclass(frozen=True)
+class Hashes:
+    """Those of a pair's files, as its manifest has them."""
+
+    bin_sha256: str
+    bin_crc32: int
+    idx_sha256: str
+
+
 def journal_of(prefix: Prefix) -> tuple[str | None, bool]:
     """The fingerprint of what lies in the folder, None where nothing does, and whether its renames have begun."""
     journal = _read_journal(unpublished_path(prefix) / _JOURNAL)
@@ -84,6 +94,7 @@ class Unpublished:
         self._fingerprint = fingerprint
         self._folder = unpublished_path(prefix)
         self._sha256 = hashlib.sha256()
+        self._crc32 = 0
         self._new_seals: list[InputFile] = []
         self._committed = State()
         self._committed_at = time.monotonic()
@@ -99,7 +110,7 @@ class Unpublished:
         with full_disk_named(self.prefix):
             for tokens in _taken_out(packed.tokens):
                 self._files[_TOKENS].write(tokens)
-                self._sha256.update(tokens)
+                self._hash(tokens)
             for name, data in parts.items():
                 self._files[name].write(data)
         self._new_seals += [sealed] if sealed else []
@@ -135,12 +146,13 @@ class Unpublished:
             first = json.loads(next(lines))
         return "{file}:{line}: {reason}".format(**first)
 
-    def publish(self, build_manifest: Callable[[str, str], Manifest]) -> None:
-        """Complete the pair and rename it into place, with the manifest made from the hashes of .bin and .idx."""
+    def publish(self, build_manifest: Callable[[Hashes], Manifest]) -> None:
+        """Complete the pair and rename it into place, with the manifest made from its hashes."""
         self.commit()
         with full_disk_named(self.prefix):
             self._write_index()
-            manifest = build_manifest(self._sha256.hexdigest(), file_sha256(self._folder / _INDEX))
+            hashes = Hashes(self._sha256.hexdigest(), self._crc32, file_sha256(self._folder / _INDEX))
+            manifest = build_manifest(hashes)
             with (self._folder / _MANIFEST).open("wb") as stream:
                 stream.write(manifest_text(manifest).encode())
                 sync(stream)
@@ -212,7 +224,7 @@ class Unpublished:
             os.truncate(path, size)
         with (self._folder / _TOKENS).open("rb") as stream:
             while block := stream.read(_WRITEBACK_BYTES):
-                self._sha256.update(block)
+                self._hash(block)
         self._open_files("ab")
         return True
 
@@ -224,8 +236,13 @@ class Unpublished:
         self.state = self._committed = State()
         self.sealed = []
         self._sha256 = hashlib.sha256()
+        self._crc32 = 0
         self._open_files("wb")
         self._note({"fingerprint": self._fingerprint})
+
+    def _hash(self, tokens: Buffer) -> None:
+        self._sha256.update(tokens)
+        self._crc32 = isal_zlib.crc32(tokens, self._crc32)
 
     def _open_files(self, mode: str) -> None:
         for name in self._sizes(State()):

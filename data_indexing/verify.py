@@ -17,7 +17,7 @@ from data_indexing.format import Prefix, bin_path, idx_path
 from data_indexing.manifest import Manifest, file_sha256, load_manifest
 from data_indexing.progress import progress
 from data_indexing.reader import IndexedReader
-from data_indexing.streams import BackgroundSha256
+from data_indexing.streams import BackgroundHash
 from data_indexing.structure import document_fault, pointer_fault
 from data_indexing.tokenizer import TextTokenizer
 
@@ -64,13 +64,14 @@ def _checks(reader: IndexedReader, manifest: Manifest | None, tokenizer: TextTok
     yield Check("files", "ok", f"sizes agree: {size}")
     structure = [_check("pointers", pointer_fault(reader)), _check("documents", document_fault(reader))]
     yield from structure
-    if any(check.outcome == "fault" for check in structure):
-        yield Check("tokens", "unknown", "the index is damaged, so documents cannot be told apart")
-        bin_sha256 = file_sha256(bin_path(reader.prefix)) if manifest else ""
-    else:
-        tokens, bin_sha256 = _token_checks(reader, _expected(manifest, tokenizer))
-        yield from tokens
-    yield _manifest_check(reader, manifest, tokenizer, bin_sha256=bin_sha256)
+    with closing(BackgroundHash()) as hashed:
+        if any(check.outcome == "fault" for check in structure):
+            yield Check("tokens", "unknown", "the index is damaged, so documents cannot be told apart")
+            if manifest:
+                _hash_file(bin_path(reader.prefix), hashed)
+        else:
+            yield from _token_checks(reader, _expected(manifest, tokenizer), hashed)
+        yield _manifest_check(reader, manifest, tokenizer, hashed=hashed)
 
 
 def _check(name: str, fault: str | None) -> Check:
@@ -111,27 +112,31 @@ class _Tally:
         self.count += places.size
 
 
-def _token_checks(reader: IndexedReader, expected: _Expected) -> tuple[list[Check], str]:
-    """What the tokens say, and the SHA-256 of the .bin; one pass over it."""
+def _hash_file(path: Path, hashed: BackgroundHash) -> None:
+    with path.open("rb") as stream:
+        while block := stream.read(_BATCH_TOKENS):
+            hashed.update(block)
+
+
+def _token_checks(reader: IndexedReader, expected: _Expected, hashed: BackgroundHash) -> list[Check]:
+    """What the tokens say; one pass over the .bin, which is hashed meanwhile."""
     strange, unopened, unclosed = _Tally(), _Tally(), _Tally()
     num_bytes = reader.num_tokens * reader.dtype.itemsize
-    with closing(BackgroundSha256()) as sha256, progress(f"verify {reader.prefix.name}", num_bytes, "B") as advance:
+    with progress(f"verify {reader.prefix.name}", num_bytes, "B") as advance:
         for first, end in reader.document_batches(_BATCH_TOKENS):
             offsets = reader.document_offsets(first, end)
             tokens = reader.documents(first, end)
-            sha256.update(tokens.view(np.uint8).data)
+            hashed.update(tokens.view(np.uint8).data)
             strange.add(_outside(tokens, expected.vocab_size), int(offsets[0]))
             begins, ends = offsets[:-1] - offsets[0], offsets[1:] - offsets[0]
             unopened.add(_missing(tokens, begins, begins == ends, expected.bos_id), first)
             unclosed.add(_missing(tokens, ends - 1, begins == ends, expected.eod_id), first)
             advance(tokens.nbytes)
-        digest = sha256.hexdigest()
-    checks = [
+    return [
         _id_check(strange, expected.vocab_size, reader.dtype),
         _placement_check("bos", unopened, expected.bos_id, known=expected.policy_known),
         _placement_check("eod", unclosed, expected.eod_id, known=expected.policy_known),
     ]
-    return checks, digest
 
 
 def _outside(tokens: npt.NDArray[Any], vocab_size: int | None) -> npt.NDArray[np.bool_]:
@@ -178,7 +183,9 @@ def _placement_check(name: str, missing: _Tally, token_id: int | None, *, known:
     return Check(name, "unknown", "without a manifest it is not known whether documents have one")
 
 
-def _manifest_check(reader: IndexedReader, manifest: Manifest | None, tokenizer: TextTokenizer | None, *, bin_sha256: str) -> Check:
+def _manifest_check(
+    reader: IndexedReader, manifest: Manifest | None, tokenizer: TextTokenizer | None, *, hashed: BackgroundHash
+) -> Check:
     if manifest is None:
         return Check("manifest", "unknown", "none; the origin and the hashes of the pair are not known")
     facts: list[tuple[str, object, object]] = [
@@ -186,8 +193,10 @@ def _manifest_check(reader: IndexedReader, manifest: Manifest | None, tokenizer:
         ("tokens", manifest.counts.num_tokens, reader.num_tokens),
         ("dtype", manifest.dtype, reader.dtype.name),
         ("sha256 of the .idx", manifest.idx_sha256, file_sha256(idx_path(reader.prefix))),
-        ("sha256 of the .bin", manifest.bin_sha256, bin_sha256),
+        ("sha256 of the .bin", manifest.bin_sha256, hashed.sha256()),
     ]
+    if manifest.bin_crc32 is not None:
+        facts.append(("crc32 of the .bin", manifest.bin_crc32, hashed.crc32))
     if tokenizer and manifest.tokenizer:
         facts.append(("tokenizer", manifest.tokenizer.sha256, tokenizer.sha256))
     wrong = [f"{name} is {found}, the manifest says {said}" for name, said, found in facts if said != found]

@@ -36,8 +36,8 @@ class IndexedWriter:
     """Context manager that publishes the pair when its block succeeds, replacing an older one and its manifest.
 
     Everything goes to PATH.partial beside the target and is renamed, .idx last, so that an .idx always has its .bin; an
-    exception removes it, and what a killed run left is overwritten by the next. `bin_sha256` and `idx_sha256` are known
-    from `seal` on. Memory: constant.
+    exception removes it, and what a killed run left is overwritten by the next. `bin_sha256`, `bin_crc32` and
+    `idx_sha256` are known from `seal` on. Memory: constant.
     """
 
     def __init__(self, prefix: Prefix, dtype: npt.DTypeLike) -> None:
@@ -47,6 +47,7 @@ class IndexedWriter:
         self.num_documents = 0
         self.num_sequences = 0
         self.bin_sha256 = ""
+        self.bin_crc32 = 0
         self.idx_sha256 = ""
         self._num_indexed_tokens = 0
         self._targets = [bin_path(prefix), manifest_path(prefix), idx_path(prefix)]
@@ -108,7 +109,7 @@ class IndexedWriter:
             raise ValueError(f"{self.prefix}: index of {self._num_indexed_tokens} tokens, written {self.num_tokens}")
         with full_disk_named(self.prefix):
             self._complete_index()
-            self.bin_sha256 = self._tokens.seal()
+            self.bin_sha256, self.bin_crc32 = self._tokens.seal()
         self.idx_sha256 = file_sha256(partial_path(idx_path(self.prefix)))
 
     def add_manifest(self, manifest: Manifest) -> None:

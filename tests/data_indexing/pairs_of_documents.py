@@ -1,5 +1,6 @@
 """Small pairs for tests: documents as lists of sequences, and everything a folder holds."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from data_indexing.format import dtype_for_vocab
-from data_indexing.manifest import Counts, InputFile, Manifest, Policy, TokenizerRecord
+from data_indexing.manifest import Counts, InputFile, Manifest, Policy, TokenizerRecord, load_manifest, save_manifest
 from data_indexing.reader import IndexedReader
 from data_indexing.tokenizer import TextTokenizer
 from data_indexing.writer import IndexedWriter
@@ -67,7 +68,16 @@ def write_texts(prefix: Path, texts: Sequence[str], tokenizer: TextTokenizer) ->
             counts=Counts(len(docs), writer.num_tokens, 1, sum(len(text.encode()) for text in texts)),
             inputs=(InputFile(f"{prefix.name}.jsonl", 0, ""),),
             bin_sha256=writer.bin_sha256,
+            bin_crc32=writer.bin_crc32,
             idx_sha256=writer.idx_sha256,
         )
         writer.add_manifest(manifest)
+    return prefix
+
+
+def without_crc32(prefix: Path) -> Path:
+    """The pair with a manifest of before the CRC-32 was in it."""
+    manifest = load_manifest(prefix)
+    assert manifest is not None
+    save_manifest(prefix, dataclasses.replace(manifest, bin_crc32=None))
     return prefix

@@ -42,4 +42,5 @@ def test_the_worked_example_of_the_readme_is_true(llama3, tmp_path):
     readme = (Path(data_indexing.__file__).parent / "README.md").read_text()
     for digest in (manifest.tokenizer.sha256, manifest.bin_sha256, manifest.idx_sha256):
         assert f'"{digest[:8]}..."' in readme
+    assert f'"bin_crc32": {manifest.bin_crc32},' in readme
     assert f'"num_tokens": {manifest.counts.num_tokens}, ' in readme

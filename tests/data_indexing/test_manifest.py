@@ -23,6 +23,7 @@ FULL = Manifest(
     counts=Counts(2, 10, 0, 7),
     inputs=(InputFile("ä.jsonl", 9, "cd"),),
     bin_sha256="ef",
+    bin_crc32=7,
     idx_sha256="01",
     parts=(Part("fi", 1, 5, None, None),),
     shuffle_seed=4,
@@ -43,6 +44,15 @@ def test_a_manifest_comes_back(tmp_path, manifest):
     save_manifest(tmp_path / "p", manifest)
     assert load_manifest(tmp_path / "p") == manifest
     assert [path.name for path in tmp_path.iterdir()] == ["p.json"]
+
+
+def test_a_manifest_of_before_the_crc32_is_understood(tmp_path):
+    save_manifest(tmp_path / "p", OPEN)
+    path = manifest_path(tmp_path / "p")
+    raw = json.loads(path.read_text())
+    del raw["bin_crc32"]
+    path.write_text(json.dumps(raw))
+    assert load_manifest(tmp_path / "p") == OPEN
 
 
 def test_a_pair_without_manifest_has_none(tmp_path):

@@ -22,7 +22,7 @@ from data_indexing.pairs import open_pairs
 from data_indexing.reader import IndexedReader
 from data_indexing.verify import verify
 from data_indexing.writer import IndexedWriter
-from tests.data_indexing.pairs_of_documents import documents, merge_by_megatron, read_pair, write_pair, write_texts
+from tests.data_indexing.pairs_of_documents import documents, merge_by_megatron, read_pair, without_crc32, write_pair, write_texts
 from tests.shared_data import shared
 
 
@@ -188,7 +188,17 @@ def refuse_to_merge(parts, output, seed, message):
 
 
 @pytest.mark.parametrize("seed", [None, 1])
-def test_tokens_that_are_not_those_of_the_manifest_are_refused_by_name(parts, tmp_path, seed):
+@pytest.mark.parametrize("position", [0, 1, 40, -1])
+def test_a_flipped_byte_of_tokens_is_refused_by_the_crc32_of_the_manifest(parts, tmp_path, seed, position):
+    raw = bytearray(bin_path(parts[1]).read_bytes())
+    raw[position] ^= 0xFF
+    bin_path(parts[1]).write_bytes(raw)
+    refuse_to_merge(parts, tmp_path / "out" / "m", seed, r"en\.bin: crc32 is \d+, the manifest says \d+; write or copy the pair")
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_tokens_that_are_not_those_of_an_old_manifest_are_refused_by_name(parts, tmp_path, seed):
+    without_crc32(parts[1])
     raw = bytearray(bin_path(parts[1]).read_bytes())
     raw[40] ^= 1
     bin_path(parts[1]).write_bytes(raw)
@@ -218,11 +228,12 @@ class SlowSha256:
 
 
 @pytest.mark.parametrize("seed", [None, 1])
-def test_parts_larger_than_the_buffers_are_what_their_manifests_say(byte_tokenizer, tmp_path, seed, monkeypatch):
+@pytest.mark.parametrize("prepare", [Path, without_crc32])
+def test_parts_larger_than_the_buffers_are_what_their_manifests_say(byte_tokenizer, tmp_path, seed, prepare, monkeypatch):
     monkeypatch.setattr(merge_module, "_PIECE_BYTES", 70_000)
     monkeypatch.setattr(streams, "hashlib", SimpleNamespace(sha256=SlowSha256))
     prefixes = [write_texts(tmp_path / name, [f"{name}{n:03}" * 10_000 for n in range(15)], byte_tokenizer) for name in "ab"]
-    merge(prefixes, tmp_path / "m", shuffle_seed=seed, shuffle_memory_bytes=1_000_000)
+    merge([prepare(prefix) for prefix in prefixes], tmp_path / "m", shuffle_seed=seed, shuffle_memory_bytes=1_000_000)
     assert verify(tmp_path / "m").faults == ()
     assert manifest_of(tmp_path / "m").counts.num_documents == 30
 

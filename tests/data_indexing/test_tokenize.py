@@ -4,6 +4,7 @@ import lzma
 import os
 import threading
 import time
+import zlib
 from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
@@ -89,6 +90,9 @@ def test_the_text_is_the_megatron_files_one_would_write_by_hand(byte_tokenizer, 
     assert documents(tmp_path / "p") == [[256, *ab, 257], [256, *e_acute, 257]]
     assert (counts.num_documents, counts.num_empty_documents) == (2, 1)
     assert (counts.num_tokens, counts.num_text_bytes) == (8, 4)
+    content = bin_path(tmp_path / "p").read_bytes()
+    manifest = manifest_of(tmp_path / "p")
+    assert (manifest.bin_sha256, manifest.bin_crc32) == (sha256(content).hexdigest(), zlib.crc32(content))
 
 
 def test_control_tokens_can_be_left_out(byte_tokenizer, write_lines, tmp_path):

@@ -7,7 +7,7 @@ from data_indexing.format import HEADER_BYTES, bin_path, idx_path, manifest_path
 from data_indexing.tokenizer import TextTokenizer
 from data_indexing.verify import verify
 from data_indexing.writer import IndexedWriter
-from tests.data_indexing.pairs_of_documents import write_pair, write_texts
+from tests.data_indexing.pairs_of_documents import without_crc32, write_pair, write_texts
 from tests.shared_data import shared
 
 
@@ -65,6 +65,10 @@ def test_a_changed_token_is_found(prefix, offset, value, check, detail):
     assert details(report)[check] == detail
     assert [fault.name for fault in report.faults] == [check, "manifest"]
     assert "sha256 of the .bin" in report.faults[-1].detail
+    assert "crc32 of the .bin" in report.faults[-1].detail
+    report = verify(without_crc32(prefix))
+    assert "sha256 of the .bin" in report.faults[-1].detail
+    assert "crc32" not in report.faults[-1].detail
 
 
 @pytest.mark.parametrize(
