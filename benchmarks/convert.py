@@ -203,8 +203,8 @@ def plot(peaks: dict[str, tuple[float, float, float]], picture: Path) -> None:
     axes.plot([0, max(sizes)], [0, max(sizes)], "--", color="grey", label="the whole model in memory")
     for label, column in (("to-megatron", 1), ("to-hf", 2)):
         axes.plot(sizes, [row[column] / 1000 for row in peaks.values()], "o", label=label)
-    for name, (size, peak, _) in peaks.items():
-        axes.annotate(name, (size, peak / 1000), textcoords="offset points", xytext=(4, 6))
+    for number, (name, (size, peak, _)) in enumerate(peaks.items()):
+        axes.annotate(name, (size, peak / 1000), textcoords="offset points", xytext=(4, 6 + 12 * (number % 2)))
     axes.set(xlabel="model, GB", ylabel="peak memory, GB", xlim=(0, None), ylim=(0, 6))
     axes.legend()
     figure.savefig(picture, dpi=120, bbox_inches="tight")
