@@ -41,7 +41,7 @@ _DISPUTED_BMP = tuple(chr(code) for first, last in DISPUTED_RANGES if last <= _L
 _DISPUTED = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in DISPUTED_RANGES) + "]")
 _PROBE_STEP = 151
 # Memory that an encoder may take on before it is built anew, which takes half a second.
-_GROWN_BYTES = 192 << 20
+_GROWN_BYTES = 240 << 20
 # To be raised when what is cached changes.
 _CACHE_VERSION = 1
 _CACHED_CHARACTERS = 1 << 20
