@@ -148,7 +148,7 @@ def _run_to_hf(args: argparse.Namespace) -> int:
         effort=_effort(args),
     )
     if not any((args.out / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        print(f"{args.out} has no tokenizer: --reference HF_DIR gives it one", file=sys.stderr)
+        print(f"{args.out} has no tokenizer; it takes that of --reference, if that folder has one", file=sys.stderr)
     return _report(proof, args.out)
 
 
