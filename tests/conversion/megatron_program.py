@@ -73,54 +73,17 @@ def weights_of(model: Any) -> dict[str, Any]:
 
 
 def build_gpt(model: ModelConfig) -> Any:
-    """megatron-core's GPTModel with its own local layers and random weights."""
-    import torch
+    """megatron-core's GPTModel of this rank, with its own local layers."""
     from megatron.core import parallel_state
-    from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-    from megatron.core.transformer import TransformerConfig
 
-    from megatron_poro.topology import padded_vocab_size
+    from megatron_poro.topology import Layout, padded_vocab_size
+    from tests.conversion.megatron_ranks import build_chunks
 
     model_parallel_cuda_manual_seed(7)
     tensor = parallel_state.get_tensor_model_parallel_world_size()
-    config = TransformerConfig(
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        ffn_hidden_size=model.ffn_hidden_size,
-        num_attention_heads=model.num_attention_heads,
-        num_query_groups=model.num_key_value_heads,
-        kv_channels=model.head_dim or None,
-        layernorm_epsilon=model.norm_epsilon,
-        tensor_model_parallel_size=tensor,
-        pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
-        normalization="RMSNorm",
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        add_bias_linear=False,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        use_cpu_initialization=True,
-        pipeline_dtype=torch.float32,
-        masked_softmax_fusion=False,
-        bias_dropout_fusion=False,
-        bias_activation_fusion=False,
-        gradient_accumulation_fusion=False,
-        apply_rope_fusion=False,
-        persist_layer_norm=False,
-    )
-    return GPTModel(
-        config,
-        get_gpt_layer_local_spec(normalization="RMSNorm"),
-        vocab_size=padded_vocab_size(model.vocab_size, tensor),
-        max_sequence_length=64,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
-        share_embeddings_and_output_weights=model.tied_embeddings,
-        position_embedding_type="rope",
-        rotary_base=int(model.rope_theta),
-    )
+    layout = Layout(tensor, parallel_state.get_pipeline_model_parallel_world_size())
+    return build_chunks(model, layout, padded_vocab_size(model.vocab_size, tensor))[0]
 
 
 def compute_logits(model: Any) -> Any:

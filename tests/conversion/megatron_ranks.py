@@ -204,6 +204,8 @@ def transformer_config(model: ModelConfig, layout: Layout) -> Any:
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
         use_cpu_initialization=True,
         perform_initialization=False,  # every weight is loaded, and random numbers would take most of the time
         pipeline_dtype=torch.float32,
