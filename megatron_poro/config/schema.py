@@ -50,6 +50,7 @@ class ParallelConfig:
     )
     virtual_stages: int = setting("model chunks per stage (interleaved schedule); 1 means none", default=1)
     sequence: bool = setting("split norms and residuals along the sequence inside a tensor group", default=False)
+    context: int = setting("processes that share each sequence; above 1 it needs Transformer Engine", default=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,21 +88,42 @@ class DataConfig:
     seed: int = setting("seed of the sample order", default=1234)
     sources: tuple[SourceConfig, ...] = setting("training sources, one [[data.sources]] table each")
     stages: tuple[StageConfig, ...] = setting("later mixes, one [[data.stages]] table each", default=())
+    reset_attention_mask: bool = setting("no token attends to an earlier document of its sequence", default=False)
+    reset_position_ids: bool = setting("positions start again at each document of a sequence", default=False)
+    eod_token_id: int = setting(
+        "token that ends a document, for the two keys above; -1 takes it from the sources' manifests", default=-1
+    )
     validation: tuple[ValidationConfig, ...] = setting("held-out sets, one [[data.validation]] table each", default=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RampConfig:
+    """A new batch size from a point of the run on. Read by training."""
+
+    from_tokens: int = setting("training tokens after which the next step has this batch size")
+    global_batch_size: int = setting("samples per step over all processes from then on")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How long and in which numbers. Read by training and engine."""
 
-    steps: int = setting("optimizer steps of the whole run")
+    steps: int = setting("optimizer steps of the whole run; 0 when `tokens` says how long it is", default=0)
+    tokens: int = setting("tokens of the whole run, instead of `steps`; the last step reaches them or passes them", default=0)
     global_batch_size: int = setting("samples per step over all processes")
+    batch_ramp: tuple[RampConfig, ...] = setting("later batch sizes, one [[training.batch_ramp]] table each", default=())
     micro_batch_size: int = setting("samples per forward-backward on one model copy", default=1)
     precision: str = setting("bf16 (fp32 master weights and gradients) or fp32", default="bf16", choices=("bf16", "fp32"))
+    recompute: str = setting(
+        "activations computed again in the backward pass instead of kept: none, selective (attention) or full (whole layers)",
+        default="none",
+        choices=("none", "selective", "full"),
+    )
     seed: int = setting("seed of random initial weights", default=1234)
     validate_every_steps: int = setting(
         "steps between validations; 0 means only before the first and after the last step", default=0
     )
+    validate_at_steps: tuple[int, ...] = setting("further steps after which to validate", default=())
     validation_samples: int = setting("samples of each held-out set used; 0 means all", default=0)
 
 
@@ -111,8 +133,18 @@ class OptimizerConfig:
 
     learning_rate: float = setting("peak learning rate, reached at the end of the warm-up")
     final_learning_rate: float = setting("learning rate at the last step", default=0.0)
-    schedule: str = setting("course after the warm-up", default="cosine", choices=("cosine", "linear", "constant"))
-    warmup_fraction: float = setting("share of the steps spent rising from 0; 0 means none", default=0.0)
+    schedule: str = setting(
+        "course after the warm-up; wsd (warm-up, stable, decay) stays at the peak until the decay at the end",
+        default="cosine",
+        choices=("cosine", "linear", "wsd", "constant"),
+    )
+    warmup_fraction: float = setting("share of the run spent rising from 0; 0 means none", default=0.0)
+    warmup_steps: int = setting("the same in steps, instead", default=0)
+    warmup_tokens: int = setting("the same in tokens, instead", default=0)
+    decay_fraction: float = setting("wsd: share of the run spent falling to the final rate", default=0.0)
+    decay_steps: int = setting("the same in steps, instead", default=0)
+    decay_tokens: int = setting("the same in tokens, instead", default=0)
+    decay_shape: str = setting("wsd: course of the decay", default="linear", choices=("linear", "cosine", "sqrt"))
     adam_beta1: float = setting("decay of the first moment", default=0.9)
     adam_beta2: float = setting("decay of the second moment", default=0.95)
     adam_epsilon: float = setting("added to the root of the second moment", default=1e-8)
@@ -131,7 +163,36 @@ class CheckpointConfig:
         "steps between checkpoints; 0 means only at the end, at --stop-after and when a signal stops the run", default=0
     )
     keep_last: int = setting("newest checkpoints kept; 0 means all", default=0)
+    keep_every_steps: int = setting("checkpoints of these steps are kept for ever; 0 means none", default=0)
+    asynchronous: bool = setting("training goes on while a checkpoint is written from a copy in host memory", default=True)
     allow_changed: tuple[str, ...] = setting('keys that a resume may find changed, e.g. ["optimizer.learning_rate"]', default=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultsConfig:
+    """What is done about bad batches, hangs, slow ranks and silent corruption. Read by training."""
+
+    skip_bad_steps: bool = setting(
+        "leave out the update of a step whose loss or gradient norm is not finite or spikes", default=True
+    )
+    spike_deviations: float = setting(
+        "a spike is this many standard deviations above the mean of the window; 0 means only what is not finite is bad", default=6.0
+    )
+    spike_window: int = setting("good steps before this one that mean and deviation are taken over", default=128)
+    rollback_after: int = setting(
+        "bad steps in a row after which the run goes back to a checkpoint and leaves out their samples; 0 means never", default=8
+    )
+    hang_factor: float = setting(
+        "a rank silent for this many times the slowest step so far (and hang_least_seconds) hangs; 0 means it is never ended",
+        default=10.0,
+    )
+    hang_least_seconds: float = setting("least silence that counts as a hang", default=120.0)
+    hang_other_seconds: float = setting("silence that counts as a hang outside of steps: start-up, loading, saving", default=1800.0)
+    straggler_percent: float = setting("a rank slower than the median by this is named; 0 means none", default=20.0)
+    straggler_every_steps: int = setting("steps between comparisons of the ranks' times; 0 means never", default=100)
+    weight_hash_every_steps: int = setting(
+        "steps between comparisons of the weights of data-parallel copies; 0 means never", default=500
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +242,7 @@ class RunConfig:
     training: TrainingConfig = setting("duration and precision")
     optimizer: OptimizerConfig = setting("AdamW and its schedule")
     checkpoint: CheckpointConfig = setting("start and saves")
+    faults: FaultsConfig = setting("bad batches, hangs, slow ranks, corruption", default=FaultsConfig())
     observe: ObserveConfig = setting("metrics", default=ObserveConfig())
     sft: SftConfig | None = field(
         default=None, metadata={"help": "supervised fine-tuning; recorded, `poro train` does not read it"}

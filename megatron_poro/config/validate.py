@@ -10,6 +10,8 @@ from megatron_poro.config.schema import ModelConfig, OptimizerConfig, ParallelCo
 NON_NEGATIVE = {
     "head_dim", "data", "validate_every_steps", "validation_samples", "save_every_steps", "keep_last", "final_learning_rate",
     "warmup_fraction", "weight_decay", "clip_gradient_norm", "adam_beta1", "adam_beta2", "seed", "initializer_std",
+    "steps", "tokens", "warmup_steps", "warmup_tokens", "decay_fraction", "decay_steps", "decay_tokens", "keep_every_steps",
+    "spike_deviations", "rollback_after", "hang_factor", "straggler_percent", "straggler_every_steps", "weight_hash_every_steps",
 }  # fmt: skip
 """Keys that may be 0; every other number must be positive."""
 
@@ -17,7 +19,7 @@ NON_NEGATIVE = {
 LARGEST = 2**63
 MOST = {"num_layers": 10_000}
 """Keys with a limit of their own: far above what is built, and small enough to go through one by one."""
-NUMBERED = ("model", "parallel", "training", "optimizer", "checkpoint", "observe")
+NUMBERED = ("model", "parallel", "training", "optimizer", "checkpoint", "faults", "observe")
 
 
 def find_problems(config: RunConfig) -> list[str]:
