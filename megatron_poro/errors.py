@@ -7,6 +7,14 @@ from collections.abc import Sequence
 
 from data_indexing.errors import DataError
 
+USER_ERROR_CODE = 2
+HANG_CODE = 70
+"""A rank was silent for too long; every rank's stacks were written and the run ended (EX_SOFTWARE)."""
+STOPPED_CODE = 75
+"""A signal stopped the run and it was saved; the same command goes on (EX_TEMPFAIL)."""
+WEIGHTS_CODE = 76
+"""Copies of the model differ; nothing was saved after it was seen (EX_PROTOCOL)."""
+
 
 class PoroError(Exception):
     """A mistake of the user's: the message is one line that names the culprit and the way out."""
@@ -34,6 +42,10 @@ class CheckpointError(PoroError):
 
 class TrainingError(PoroError):
     """Training that cannot go on as it is."""
+
+
+class WeightsError(TrainingError):
+    """Copies of the model that must be equal bit for bit are not."""
 
 
 class LaunchError(PoroError):

@@ -42,6 +42,7 @@ from megatron_poro.conversion import (
 from megatron_poro.conversion.files import write_json
 from megatron_poro.engine.model import unwrap
 from megatron_poro.engine.paths import checkpoint_path, list_checkpoints, read_state
+from megatron_poro.engine.phases import Phase, enter
 from megatron_poro.errors import CheckpointError
 
 FORMAT = 1
@@ -232,6 +233,7 @@ def _publish(partial: Path, target: Path) -> None:
     """Flush every file, then give the folder its name: from here on the checkpoint counts."""
     for path in (*partial.rglob("*"), partial):
         _sync(path)
+    enter(Phase.RENAMING)
     if target.exists():  # a damaged one, which did not count
         target.rename(target.with_name(f"damaged-{target.name}-{time.time_ns()}"))
     partial.rename(target)

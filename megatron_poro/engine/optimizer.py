@@ -1,6 +1,7 @@
 """megatron-core's distributed optimizer for the model chunks of this process."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
@@ -9,6 +10,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 
 from megatron_poro.config import RunConfig
 from megatron_poro.engine.adam import provide_fused_adam
+from megatron_poro.engine.phases import Phase, enter
 
 
 def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
@@ -38,10 +40,15 @@ def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]
         part.init_state_fn(part.optimizer, part.config)  # moments exist from the start, so a run can be saved before its first step
     transformer = chunks[0].config
     transformer.grad_scale_func = optimizer.scale_loss
-    transformer.finalize_model_grads_func = finalize_model_grads
+    transformer.finalize_model_grads_func = _finalize_gradients
     if chunks[0].ddp_config.overlap_grad_reduce:
         transformer.no_sync_func = [chunk.no_sync for chunk in chunks] if len(chunks) > 1 else chunks[0].no_sync
     return optimizer
+
+
+def _finalize_gradients(*args: Any, **kwargs: Any) -> None:
+    enter(Phase.GRADIENTS)
+    finalize_model_grads(*args, **kwargs)
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, rate: float, weight_decay: float) -> None:

@@ -12,6 +12,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_poro.engine.groups import holds_loss, sum_over_world
+from megatron_poro.engine.phases import Phase, enter
 
 Microbatch = tuple[np.ndarray[Any, np.dtype[np.integer[Any]]], int]
 """Token ids [batch, seq + 1] and how many of the rows count; the others fill the shape up."""
@@ -39,6 +40,7 @@ def train_step(
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     totals = _run_schedule(chunks, microbatches, forward_only=False, stop=stop)
+    enter(Phase.OPTIMIZER)
     updated, gradient_norm, _ = optimizer.step()
     return StepResult(_mean(totals), float(gradient_norm or 0.0), bool(updated), bool(totals[2]))
 
@@ -61,7 +63,7 @@ def _run_schedule(
     batch_size, row = microbatches[0][0].shape
     iterators: list[Iterator[Microbatch]] = [iter(microbatches) for _ in chunks]
     reports = get_forward_backward_func()(
-        forward_step_func=_forward_step,
+        forward_step_func=_validation_step if forward_only else _training_step,
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=list(chunks) if len(chunks) > 1 else chunks[0],
         num_microbatches=len(microbatches),
@@ -74,6 +76,18 @@ def _run_schedule(
     if holds_loss():
         totals[:2] += torch.stack(reports).sum(dim=0)
     return sum_over_world(totals)
+
+
+def _training_step(microbatches: Iterator[Microbatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
+    enter(Phase.FORWARD)
+    output = _forward_step(microbatches, model)
+    enter(Phase.BACKWARD)
+    return output
+
+
+def _validation_step(microbatches: Iterator[Microbatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
+    enter(Phase.VALIDATION)
+    return _forward_step(microbatches, model)
 
 
 def _forward_step(microbatches: Iterator[Microbatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:

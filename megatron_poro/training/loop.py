@@ -20,12 +20,14 @@ from megatron_poro.config import RANDOM, RunConfig, save_run
 from megatron_poro.config.parse import to_plain
 from megatron_poro.data import TrainingData, ledger_at
 from megatron_poro.engine import checkpoint as checkpoints
+from megatron_poro.engine import phases
 from megatron_poro.engine.checkpoint import TrainState
 from megatron_poro.engine.groups import start_groups, stop_groups
 from megatron_poro.engine.launch import World
 from megatron_poro.engine.model import build_model
 from megatron_poro.engine.optimizer import build_optimizer, set_learning_rate
 from megatron_poro.engine.paths import checkpoint_path, list_checkpoints, read_state
+from megatron_poro.engine.phases import Phase
 from megatron_poro.engine.platform import Platform
 from megatron_poro.engine.schedule import learning_rate
 from megatron_poro.engine.step import StepResult, evaluate, train_step
@@ -74,8 +76,10 @@ def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *
         source={},
         stop=stop,
     )
+    phases.watch_model(chunks)
     _start_or_resume(trainer)
     reached = _run_steps(trainer, min(config.training.steps, stop_after if stop_after is not None else sys.maxsize))
+    phases.enter(Phase.ENDING)
     _write(trainer, "end")
     trainer.sinks.close()
     trainer.data.close()
@@ -85,6 +89,7 @@ def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *
 
 def _start_or_resume(trainer: Trainer) -> None:
     """Load the newest checkpoint of the run, or the initial weights, and say which."""
+    phases.enter(Phase.LOADING)
     config = trainer.config
     found = list_checkpoints(Path(config.run_directory))
     if found:
@@ -93,6 +98,7 @@ def _start_or_resume(trainer: Trainer) -> None:
         trainer.state = checkpoints.load_training(found[-1], trainer.chunks, trainer.optimizer)
     elif config.checkpoint.initial != RANDOM:
         checkpoints.load_weights(Path(config.checkpoint.initial), config.model, trainer.chunks, trainer.optimizer)
+    phases.resume_at(trainer.state.step)
     origin = str(found[-1] if found else config.checkpoint.initial)
     trainer.source = checkpoints.read_source(origin)
     if trainer.is_first:
@@ -127,6 +133,7 @@ def _take_step(trainer: Trainer) -> StepResult:
     """One optimizer step, and its line of metrics."""
     config, before = trainer.config, trainer.state
     started = time.monotonic()
+    phases.begin_step(before.step + 1)
     rate = learning_rate(before.step, config.training.steps, config.optimizer)
     set_learning_rate(trainer.optimizer, rate, config.optimizer.weight_decay)
     microbatches = training_microbatches(config, trainer.data, trainer.layout, step=before.step, data_rank=trainer.data_rank)
@@ -138,8 +145,10 @@ def _take_step(trainer: Trainer) -> StepResult:
             f"Lower optimizer.learning_rate, or look at samples {before.samples} to {samples - 1}"
         )
     trainer.state = TrainState(before.step + 1, samples, samples * config.data.sequence_length)
+    seconds = time.monotonic() - started
+    phases.end_step(seconds)
     if trainer.state.step % config.observe.log_every_steps == 0:
-        _log_step(trainer, result, rate, time.monotonic() - started)
+        _log_step(trainer, result, rate, seconds)
     return result
 
 
@@ -167,6 +176,7 @@ def _log_step(trainer: Trainer, result: StepResult, rate: float, seconds: float)
 
 def _validate(trainer: Trainer) -> None:
     """The loss of every held-out set."""
+    phases.enter(Phase.VALIDATION)
     losses = {
         name: evaluate(
             trainer.chunks,
@@ -183,6 +193,7 @@ def _validate(trainer: Trainer) -> None:
 
 def _save(trainer: Trainer) -> None:
     """Save a checkpoint with its ledger, and drop the oldest."""
+    phases.enter(Phase.SAVING)
     config = trainer.config
     ledger = ledger_at(trainer.data.order, trainer.state.samples).as_dict()
     extra = {"ledger": ledger, "data": trainer.data.fingerprint(), "layout": str(trainer.layout), "versions": versions()}

@@ -12,14 +12,13 @@ from pathlib import Path
 from data_indexing.manifest import load_manifest
 from megatron_poro.config import RANDOM, RunConfig, load_run
 from megatron_poro.data import TrainingData
+from megatron_poro.engine.injection import read_injection
 from megatron_poro.engine.launch import World, alone, die_with_parent, export_world, read_world, start_local
 from megatron_poro.engine.paths import list_checkpoints, read_state
-from megatron_poro.errors import USER_ERRORS, CheckpointError, ConfigError, LaunchError
+from megatron_poro.engine.phases import Pulse, start_pulse
+from megatron_poro.errors import STOPPED_CODE, USER_ERROR_CODE, USER_ERRORS, CheckpointError, ConfigError, LaunchError
 from megatron_poro.topology import Layout, build_layout
 
-USER_ERROR_CODE = 2
-STOPPED_CODE = 75
-"""A signal stopped the run and it was saved; the same command goes on (EX_TEMPFAIL)."""
 LOCK_PATIENCE_SECONDS = 10.0
 
 
@@ -152,6 +151,7 @@ def lock_run(run_directory: Path) -> Iterator[None]:
 def _run_rank(config: RunConfig, world: World, stop_after: int | None) -> int:
     """Train as one rank. After an error this rank ends at once, without another collective: the others may be anywhere."""
     try:
+        start_pulse(Pulse(injection=read_injection(os.environ, world.rank)))
         export_world(world)
         layout = layout_of(config, world)
         if not world.is_local:
