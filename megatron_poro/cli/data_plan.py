@@ -37,20 +37,23 @@ def _count(text: str) -> int:
 
 def _blend(args: argparse.Namespace) -> int:
     from megatron_poro.config import load_run
+    from megatron_poro.config.duration import duration_of
     from megatron_poro.data import TrainingData, build_plan
 
     config = load_run(args.run_file, args.overrides)
     with closing(TrainingData(config.data)) as data:
-        _print(build_plan(data, config.training.steps * config.training.global_batch_size), args)
+        _print(build_plan(data, duration_of(config).num_samples), args)
     return 0
 
 
 def _ledger(args: argparse.Namespace) -> int:
     from megatron_poro.config import load_run
+    from megatron_poro.config.duration import duration_of
     from megatron_poro.data import TrainingData, count_documents, ledger_at
 
     config = load_run(args.run_file, args.overrides)
-    num_samples = (config.training.steps if args.step is None else args.step) * config.training.global_batch_size
+    duration = duration_of(config)
+    num_samples = duration.num_samples if args.step is None else duration.samples_before(args.step)
     if args.samples is not None:
         num_samples = args.samples
     if args.tokens is not None:

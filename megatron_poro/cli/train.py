@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_poro.config.duration import RunPoint, parse_point
+
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `train`; its help lists every key of a run file."""
@@ -20,7 +22,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("run_file", metavar="RUN.toml", type=Path, help="the run file; paths in it are relative to its folder")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="values that replace the run file's (TOML)")
     parser.add_argument(
-        "--stop-after", metavar="STEPS", type=_count, help="save and end once the run has taken this many steps in all"
+        "--stop-after",
+        metavar="POINT",
+        type=_point,
+        help="save and end once the run has come this far in all: 500 or 500steps, 1e9tokens or 2_000_000tokens",
     )
     parser.set_defaults(run=_run)
 
@@ -39,10 +44,11 @@ class _HelpWithReference(argparse.Action):
         parser.exit()
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps")
-    return int(text)
+def _point(text: str) -> RunPoint:
+    try:
+        return parse_point(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -5,7 +5,9 @@ from dataclasses import fields
 from typing import Any
 
 from megatron_poro.config.data_rules import find_data_problems
-from megatron_poro.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig, head_dim
+from megatron_poro.config.duration_rules import find_batch_problems, find_duration_problems, find_schedule_problems
+from megatron_poro.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, head_dim
+from megatron_poro.topology import Layout
 
 NON_NEGATIVE = {
     "head_dim", "data", "validate_every_steps", "validation_samples", "save_every_steps", "keep_last", "final_learning_rate",
@@ -30,9 +32,9 @@ def find_problems(config: RunConfig) -> list[str]:
     return [
         *_find_run_problems(config),
         *_find_layout_problems(config.model, config.parallel),
-        *_find_batch_problems(config),
+        *_find_length_problems(config),
         *find_data_problems(config.data),
-        *_find_schedule_problems(config.optimizer, config.training),
+        *_find_optimizer_problems(config.optimizer),
     ]
 
 
@@ -92,32 +94,29 @@ def _find_layout_problems(model: ModelConfig, parallel: ParallelConfig) -> Itera
 
 
 def _find_batch_problems(config: RunConfig) -> Iterator[str]:
-    training, parallel = config.training, config.parallel
-    share = training.micro_batch_size * max(parallel.data, 1)
-    if training.global_batch_size % share:
-        yield (
-            f"training.global_batch_size ({training.global_batch_size}) is not a multiple of training.micro_batch_size "
-            f"({training.micro_batch_size}) x parallel.data ({max(parallel.data, 1)}) = {share}"
-        )
-        return
-    num_microbatches = training.global_batch_size // share
-    if parallel.virtual_stages > 1 and num_microbatches % max(parallel.pipeline, 1):
-        yield (
-            f"training.global_batch_size gives {num_microbatches} microbatches, not a multiple of parallel.pipeline "
-            f"({parallel.pipeline}) as virtual stages need"
-        )
+    parallel = config.parallel
+    layout = Layout(parallel.tensor, parallel.pipeline, max(parallel.data, 1), parallel.virtual_stages)
+    yield from find_batch_problems(config.training, layout)
     if parallel.sequence and config.data.sequence_length % max(parallel.tensor, 1):
         yield f"data.sequence_length ({config.data.sequence_length}) is not a multiple of parallel.tensor ({parallel.tensor})"
 
 
-def _find_schedule_problems(optimizer: OptimizerConfig, training: TrainingConfig) -> Iterator[str]:
+def _find_length_problems(config: RunConfig) -> Iterator[str]:
+    """What is wrong with the run's length; batches and schedule are looked at only where it is known."""
+    problems = list(find_duration_problems(config.training))
+    yield from problems
+    if not problems:
+        yield from _find_batch_problems(config)
+        if config.data.sequence_length > 0:
+            yield from find_schedule_problems(config.optimizer, config.training, config.data.sequence_length)
+
+
+def _find_optimizer_problems(optimizer: OptimizerConfig) -> Iterator[str]:
     if optimizer.final_learning_rate > optimizer.learning_rate:
         yield (
             f"optimizer.final_learning_rate ({optimizer.final_learning_rate}) is above optimizer.learning_rate "
             f"({optimizer.learning_rate})"
         )
-    if optimizer.warmup_fraction >= 1:
-        yield f"optimizer.warmup_fraction ({optimizer.warmup_fraction}) must be below 1"
     for key in ("adam_beta1", "adam_beta2"):
         if getattr(optimizer, key) >= 1:
             yield f"optimizer.{key} ({getattr(optimizer, key)}) must be below 1"

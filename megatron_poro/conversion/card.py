@@ -14,15 +14,29 @@ from megatron_poro.conversion.proof import name_of
 CARD = "README.md"
 _TRAINING_KEYS = (
     ("training", "steps"),
+    ("training", "tokens"),
     ("training", "global_batch_size"),
+    ("training", "batch_ramp"),
     ("data", "sequence_length"),
     ("optimizer", "learning_rate"),
     ("optimizer", "final_learning_rate"),
     ("optimizer", "schedule"),
     ("optimizer", "warmup_fraction"),
+    ("optimizer", "warmup_steps"),
+    ("optimizer", "warmup_tokens"),
+    ("optimizer", "decay_fraction"),
+    ("optimizer", "decay_steps"),
+    ("optimizer", "decay_tokens"),
+    ("optimizer", "decay_shape"),
     ("optimizer", "weight_decay"),
     ("training", "precision"),
 )
+
+_SILENT_WHEN_EMPTY = frozenset(
+    {"steps", "tokens", "batch_ramp"}
+    | {f"{part}_{unit}" for part in ("warmup", "decay") for unit in ("fraction", "steps", "tokens")}
+)
+"""Keys that say nothing where they are 0 or empty: another one says it."""
 
 
 def write_card(directory: Path, checkpoint: Path, model: ModelConfig, proof: Mapping[str, Any], *, has_tokenizer: bool) -> None:
@@ -83,10 +97,20 @@ def _training(checkpoint: Path) -> Iterator[str]:
     if run.get("recipe"):
         yield from (f"Recipe: `{run['recipe']}`.", "")
     yield from ("| setting | value |", "|---|---|")
+    is_wsd = run.get("optimizer", {}).get("schedule") == "wsd"
     for section, key in _TRAINING_KEYS:
-        if key in run.get(section, {}):
-            yield f"| `{section}.{key}` | {run[section][key]} |"
+        value = run.get(section, {}).get(key)
+        says_something = value or (value is not None and key not in _SILENT_WHEN_EMPTY)
+        if says_something and (is_wsd or not key.startswith("decay_")):
+            yield f"| `{section}.{key}` | {_setting(value)} |"
     yield ""
+
+
+def _setting(value: Any) -> str:
+    """A setting on one line of a table."""
+    if isinstance(value, list):
+        return "; ".join(", ".join(f"{key} {number}" for key, number in table.items()) for table in value)
+    return str(value)
 
 
 def _ledger(checkpoint: Path) -> Iterator[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_poro.config import RunConfig, load_run
+from megatron_poro.config.duration import duration_of
 from megatron_poro.data import TrainingData
 from megatron_poro.data.ledger import ledger_at
 from megatron_poro.observe import Record, read_metrics
@@ -32,7 +33,7 @@ def summarise(out: Path, *, steps: int, seconds: float) -> int:
     records = read_metrics(out / "runs" / "continued" / "metrics.jsonl")
     data = TrainingData(config.data)
     losses, sample = _measure(config, records, data, out / "final-hf")
-    ledger = ledger_at(data.order, config.training.steps * config.training.global_batch_size)
+    ledger = ledger_at(data.order, duration_of(config).num_samples)
     promises = _check_promises(losses, full=steps >= FULL_STEPS)
     picture = _draw(out, config)
     print(f"\n=== 5. What came out\n\n{_render_losses(losses)}\n\nA sample in Finnish, after {PROMPT!r}:\n  {sample}\n")

@@ -16,7 +16,8 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from data_indexing.progress import progress
 from megatron_poro import __version__
-from megatron_poro.config import RANDOM, RunConfig, save_run
+from megatron_poro.config import RANDOM, RunConfig, TrainingConfig, save_run
+from megatron_poro.config.duration import Duration, duration_of
 from megatron_poro.config.parse import to_plain
 from megatron_poro.data import TrainingData, ledger_at
 from megatron_poro.engine import checkpoint as checkpoints
@@ -44,6 +45,7 @@ class Trainer:
     """What one rank holds while it trains."""
 
     config: RunConfig
+    duration: Duration
     layout: Layout
     data: TrainingData
     chunks: list[DistributedDataParallel]
@@ -56,8 +58,8 @@ class Trainer:
     stop: StopRequest
 
 
-def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *, stop_after: int | None = None) -> bool:
-    """Train to the end of the run, or to step `stop_after`; False when a signal ended it sooner. Every rank must call it."""
+def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *, last_step: int) -> bool:
+    """Train until `last_step` steps of the run are done; False when a signal ended it sooner. Every rank must call it."""
     stop = StopRequest()
     stop.listen()
     start_groups(world, layout, platform)
@@ -65,6 +67,7 @@ def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *
     chunks = build_model(config, layout, platform)
     trainer = Trainer(
         config=config,
+        duration=duration_of(config),
         layout=layout,
         data=TrainingData(config.data),
         chunks=chunks,
@@ -78,7 +81,7 @@ def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *
     )
     phases.watch_model(chunks)
     _start_or_resume(trainer)
-    reached = _run_steps(trainer, min(config.training.steps, stop_after if stop_after is not None else sys.maxsize))
+    reached = _run_steps(trainer, last_step)
     phases.enter(Phase.ENDING)
     _write(trainer, "end")
     trainer.sinks.close()
@@ -103,7 +106,7 @@ def _start_or_resume(trainer: Trainer) -> None:
     trainer.source = checkpoints.read_source(origin)
     if trainer.is_first:
         save_run(config, Path(config.run_directory) / "config.toml")
-        precision, steps = config.training.precision, config.training.steps
+        precision, steps = config.training.precision, trainer.duration.num_steps
         print(f"training {trainer.layout} in {precision} from {origin}, step {trainer.state.step} of {steps}", flush=True)
     _write(trainer, "start", origin=origin, layout=str(trainer.layout), versions=versions())
     if not found:
@@ -112,14 +115,14 @@ def _start_or_resume(trainer: Trainer) -> None:
 
 def _run_steps(trainer: Trainer, last_step: int) -> bool:
     """Step until `last_step` or until a rank is asked to stop, and save; True when the last step was reached."""
-    training, every = trainer.config.training, trainer.config.checkpoint.save_every_steps
+    every = trainer.config.checkpoint.save_every_steps
     todo = max(last_step - trainer.state.step, 0)
     with _step_progress(trainer, todo) as advance:
         stopped = False
         while trainer.state.step < last_step and not stopped:
             stopped = _take_step(trainer).stop
             step = trainer.state.step
-            if step == training.steps or (training.validate_every_steps and step % training.validate_every_steps == 0):
+            if is_validated(step, trainer.duration.num_steps, trainer.config.training):
                 _validate(trainer)
             if every and step % every == 0:
                 _save(trainer)
@@ -134,26 +137,28 @@ def _take_step(trainer: Trainer) -> StepResult:
     config, before = trainer.config, trainer.state
     started = time.monotonic()
     phases.begin_step(before.step + 1)
-    rate = learning_rate(before.step, config.training.steps, config.optimizer)
+    rate = learning_rate(before.step, trainer.duration, config.optimizer)
     set_learning_rate(trainer.optimizer, rate, config.optimizer.weight_decay)
-    microbatches = training_microbatches(config, trainer.data, trainer.layout, step=before.step, data_rank=trainer.data_rank)
+    count = trainer.duration.batch_size(before.step)
+    microbatches = training_microbatches(
+        config, trainer.data, trainer.layout, first=before.samples, count=count, data_rank=trainer.data_rank
+    )
     result = train_step(trainer.chunks, trainer.optimizer, microbatches, stop=trainer.stop.is_made)
-    samples = before.samples + config.training.global_batch_size
+    samples, batch_tokens = before.samples + count, count * config.data.sequence_length
     if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
         raise TrainingError(
             f"step {before.step + 1}: loss {result.loss}, gradient norm {result.gradient_norm}; nothing of it was saved. "
             f"Lower optimizer.learning_rate, or look at samples {before.samples} to {samples - 1}"
         )
-    trainer.state = TrainState(before.step + 1, samples, samples * config.data.sequence_length)
+    trainer.state = TrainState(before.step + 1, samples, before.tokens + batch_tokens)
     seconds = time.monotonic() - started
     phases.end_step(seconds)
     if trainer.state.step % config.observe.log_every_steps == 0:
-        _log_step(trainer, result, rate, seconds)
+        _log_step(trainer, result, rate, batch_tokens=batch_tokens, seconds=seconds)
     return result
 
 
-def _log_step(trainer: Trainer, result: StepResult, rate: float, seconds: float) -> None:
-    batch_tokens = trainer.config.training.global_batch_size * trainer.config.data.sequence_length
+def _log_step(trainer: Trainer, result: StepResult, rate: float, *, batch_tokens: int, seconds: float) -> None:
     _write(
         trainer,
         "step",
@@ -168,14 +173,20 @@ def _log_step(trainer: Trainer, result: StepResult, rate: float, seconds: float)
     )
     if trainer.is_first and not sys.stderr.isatty():
         print(
-            f"step {trainer.state.step}/{trainer.config.training.steps}  loss {result.loss:.5f}  "
+            f"step {trainer.state.step}/{trainer.duration.num_steps}  loss {result.loss:.5f}  "
             f"gradient norm {result.gradient_norm:.4f}  rate {rate:.3g}  {batch_tokens / seconds:,.0f} tokens/s",
             flush=True,
         )
 
 
+def is_validated(step: int, num_steps: int, training: TrainingConfig) -> bool:
+    """Whether the held-out sets are read after `step` steps of the run's `num_steps`."""
+    every = training.validate_every_steps
+    return step == num_steps or step in training.validate_at_steps or bool(every and step % every == 0)
+
+
 def _validate(trainer: Trainer) -> None:
-    """The loss of every held-out set."""
+    """The loss of every held-out set, and its perplexity: how many tokens the model is torn between on average."""
     phases.enter(Phase.VALIDATION)
     losses = {
         name: evaluate(
@@ -185,10 +196,19 @@ def _validate(trainer: Trainer) -> None:
         for name, held_out in trainer.data.validation.items()
     }
     if losses:
-        _write(trainer, "validation", losses=losses)
+        perplexities = {name: perplexity(loss) for name, loss in losses.items()}
+        _write(trainer, "validation", losses=losses, perplexities=perplexities)
         if trainer.is_first:
-            listed = "  ".join(f"{name} {loss:.5f}" for name, loss in losses.items())
+            listed = "  ".join(f"{name} {loss:.5f} (perplexity {perplexities[name]:.4g})" for name, loss in losses.items())
             print(f"validation at step {trainer.state.step}:  {listed}", flush=True)
+
+
+def perplexity(loss: float) -> float:
+    """e to the loss; infinite where a float cannot hold it."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def _save(trainer: Trainer) -> None:

@@ -9,13 +9,11 @@ from megatron_poro.topology import Layout, microbatch_samples
 
 
 def training_microbatches(
-    config: RunConfig, data: TrainingData, layout: Layout, *, step: int, data_rank: int
+    config: RunConfig, data: TrainingData, layout: Layout, *, first: int, count: int, data_rank: int
 ) -> list[tuple[Rows, int]]:
-    """This rank's part of step `step` (counted from 0): arrays [micro_batch, seq + 1] and their number of rows."""
-    training = config.training
-    size = training.micro_batch_size
-    first = step * training.global_batch_size
-    num_microbatches = training.global_batch_size // (size * layout.data)
+    """This rank's part of the `count` samples from number `first` on: arrays [micro_batch, seq + 1] and their number of rows."""
+    size = config.training.micro_batch_size
+    num_microbatches = count // (size * layout.data)
     spans = [microbatch_samples(first, n, size, (data_rank, layout.data)) for n in range(num_microbatches)]
     return [
         (_checked(data.samples(span), config.model.vocab_size, f"samples {span.start}-{span.stop - 1}"), size) for span in spans

@@ -13,7 +13,7 @@ from megatron_poro.errors import CheckpointError
 
 DETERMINING = {
     "model": None,
-    "training": ("steps", "global_batch_size", "precision"),
+    "training": ("steps", "tokens", "global_batch_size", "batch_ramp", "precision"),
     "optimizer": None,
 }
 """Sections of the run file, and the keys in them (None: all), that decide what the next step computes."""

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from data_indexing.manifest import load_manifest
 from megatron_poro.config import RANDOM, RunConfig, load_run
+from megatron_poro.config.duration import RunPoint, duration_of
+from megatron_poro.config.duration_rules import find_batch_problems
 from megatron_poro.data import TrainingData
 from megatron_poro.engine.injection import read_injection
 from megatron_poro.engine.launch import World, alone, die_with_parent, export_world, read_world, start_local
@@ -22,35 +24,36 @@ from megatron_poro.topology import Layout, build_layout
 LOCK_PATIENCE_SECONDS = 10.0
 
 
-def run_training(path: Path, overrides: Sequence[str], *, stop_after: int | None = None) -> int:
+def run_training(path: Path, overrides: Sequence[str], *, stop_after: RunPoint | None = None) -> int:
     """Train the run file to its end, resuming where it stands; returns the exit code.
 
     Under torchrun or srun this process is one rank. Otherwise it starts the ranks that the layout needs on this machine.
-    `stop_after` saves and ends once that many steps of the run are done.
+    `stop_after` saves and ends once the run has come that far.
     """
     config = load_run(path, overrides)
+    duration = duration_of(config)
+    last_step = duration.num_steps if stop_after is None else min(stop_after.step(duration), duration.num_steps)
     world = read_world(os.environ)
     if world is not None:
         die_with_parent()
-        return _run_rank(config, world, stop_after)
+        return _run_rank(config, world, last_step)
     layout = local_layout(config)
     check_before_launch(config, layout)
     with lock_run(Path(config.run_directory)):
         if done := find_finished(config):
-            print(f"{config.run_directory} is done: {config.training.steps} steps; its last checkpoint is {done}")
+            print(f"{config.run_directory} is done: {duration.num_steps} steps; its last checkpoint is {done}")
             return 0
         print(f"starting {layout.world_size} processes for {layout}", flush=True)
         if layout.world_size == 1:
-            return _run_rank(config, alone(), stop_after)
-        stop = [f"--stop-after={stop_after}"] if stop_after is not None else []
-        command = [sys.executable, "-m", "megatron_poro", "train", str(path), *overrides, *stop]
+            return _run_rank(config, alone(), last_step)
+        command = [sys.executable, "-m", "megatron_poro", "train", str(path), *overrides, f"--stop-after={last_step}"]
         return start_local(command, layout.world_size, good_codes=frozenset({0, STOPPED_CODE}))
 
 
 def find_finished(config: RunConfig) -> Path | None:
     """The run's last checkpoint when no step is left to take."""
     newest = list_checkpoints(Path(config.run_directory))[-1:]
-    return next((path for path in newest if read_state(path)["step"] == config.training.steps), None)
+    return next((path for path in newest if read_state(path)["step"] == duration_of(config).num_steps), None)
 
 
 def local_layout(config: RunConfig) -> Layout:
@@ -75,24 +78,10 @@ def layout_of(config: RunConfig, world: World) -> Layout:
 
 
 def check_batch(config: RunConfig, layout: Layout) -> None:
-    """Raise ConfigError when the global batch does not divide over data ranks, micro-batches and, with virtual stages, stages."""
-    training = config.training
-    share = training.micro_batch_size * layout.data
-    if training.global_batch_size % share:
-        raise ConfigError(
-            [
-                f"training.global_batch_size ({training.global_batch_size}) is not a multiple of training.micro_batch_size "
-                f"({training.micro_batch_size}) x data ranks ({layout.data}) = {share}"
-            ]
-        )
-    num_microbatches = training.global_batch_size // share
-    if layout.virtual_stages > 1 and num_microbatches % layout.pipeline:
-        raise ConfigError(
-            [
-                f"training.global_batch_size ({training.global_batch_size}) gives {num_microbatches} microbatches per data rank, "
-                f"not a multiple of parallel.pipeline ({layout.pipeline}) as parallel.virtual_stages needs"
-            ]
-        )
+    """Raise ConfigError when a global batch does not divide over data ranks, micro-batches and, with virtual stages, stages."""
+    problems = list(find_batch_problems(config.training, layout))
+    if problems:
+        raise ConfigError(problems)
 
 
 def check_before_launch(config: RunConfig, layout: Layout) -> None:
@@ -148,7 +137,7 @@ def lock_run(run_directory: Path) -> Iterator[None]:
         yield
 
 
-def _run_rank(config: RunConfig, world: World, stop_after: int | None) -> int:
+def _run_rank(config: RunConfig, world: World, last_step: int) -> int:
     """Train as one rank. After an error this rank ends at once, without another collective: the others may be anywhere."""
     try:
         start_pulse(Pulse(injection=read_injection(os.environ, world.rank)))
@@ -163,7 +152,7 @@ def _run_rank(config: RunConfig, world: World, stop_after: int | None) -> int:
         from megatron_poro.training.loop import train  # loads megatron-core, which must find the platform
 
         with lock_run(Path(config.run_directory)) if world.rank == 0 and not world.is_local else contextlib.nullcontext():
-            reached = train(config, world, layout, platform, stop_after=stop_after)
+            reached = train(config, world, layout, platform, last_step=last_step)
     except USER_ERRORS as error:
         return _end_rank(world, USER_ERROR_CODE, str(error))
     except Exception:

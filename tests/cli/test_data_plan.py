@@ -32,6 +32,9 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str | Path) -> Any:
         (["--tokens", "6463"], 100),
         (["--step", "5"], 40),
         (["training.steps=10"], 80),
+        (["training.steps=0", "training.tokens=5121"], 88),
+        (["training.batch_ramp=[{from_tokens=5120, global_batch_size=16}]"], 112),
+        (["--step", "11", "training.batch_ramp=[{from_tokens=5120, global_batch_size=16}]"], 96),
     ],
 )
 def test_the_ledger_stands_at_the_point_asked_for(

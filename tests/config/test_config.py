@@ -88,10 +88,40 @@ def test_every_problem_is_reported_at_once_with_its_full_key(run_file: Path) -> 
         ("recipe=poro9", "recipe: unknown preset 'poro9'"),
         ("model.head_dim=3", "model.head_dim (3) is odd"),
         ("data.sequence_length=0", "data.sequence_length: 0 is out of range"),
+        ("training.steps=0", "training.steps and training.tokens: both 0"),
+        ("training.tokens=100", "training.steps (39458) and training.tokens (100): one of them"),
+        ("training.batch_ramp=[{from_tokens=0, global_batch_size=512}]", "training.batch_ramp[0].from_tokens: 0 is not above 0"),
+        (
+            "training.batch_ramp=[{from_tokens=9, global_batch_size=2}, {from_tokens=9, global_batch_size=4}]",
+            "training.batch_ramp[1].from_tokens: 9 is not above 9",
+        ),
+        ("training.batch_ramp=[{from_tokens=9, global_batch_size=0}]", "training.batch_ramp[0].global_batch_size: 0 is out"),
+        ("training.validate_at_steps=[5, 0]", "training.validate_at_steps[1]: 0 is out of range"),
+        ("optimizer.warmup_steps=5", "optimizer.warmup_fraction (0.05), optimizer.warmup_steps (5): give at most one"),
+        ("optimizer.schedule=wsd", "optimizer.schedule (wsd): give exactly one of optimizer.decay_fraction"),
+        ("optimizer.decay_steps=5", "optimizer.decay_steps (5): read by optimizer.schedule wsd alone, not by cosine"),
+        ("optimizer.decay_shape=sqrt", "optimizer.decay_shape (sqrt): read by optimizer.schedule wsd alone"),
+        ("optimizer.warmup_fraction=1.0", "optimizer.warmup_fraction (1.0) must be below 1"),
     ],
 )
 def test_a_broken_rule_names_the_key_and_both_numbers(run_file: Path, override: str, expected: str) -> None:
     assert any(expected in problem for problem in problems_of(run_file, override))
+
+
+def test_warm_up_and_decay_must_fit_the_run_and_every_batch_its_ranks(run_file: Path) -> None:
+    wsd = ["optimizer.schedule=wsd", "optimizer.warmup_fraction=0.0", "training.steps=100"]
+    assert load_run(run_file, [*wsd, "optimizer.warmup_steps=60", "optimizer.decay_steps=40"]).optimizer.decay_steps == 40
+    found = problems_of(run_file, *wsd, "optimizer.warmup_steps=60", "optimizer.decay_steps=41")
+    assert found == [
+        "optimizer.warmup_steps (60), optimizer.decay_steps (41): together longer than the run, 100 steps of 419430400 tokens in "
+        "all; take less"
+    ]
+    assert "longer than the run" in problems_of(run_file, *wsd, "optimizer.warmup_tokens=500000000", "optimizer.decay_steps=1")[0]
+    ramp = "training.batch_ramp=[{from_tokens=100, global_batch_size=514}]"
+    found = problems_of(run_file, ramp, "training.micro_batch_size=4")
+    assert found == [
+        "training.batch_ramp[0].global_batch_size (514) is not a multiple of training.micro_batch_size (4) x data ranks (1) = 4"
+    ]
 
 
 def test_a_missing_file_and_bad_toml_are_named(tmp_path: Path) -> None:
