@@ -13,8 +13,8 @@ import struct
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 HEARTBEATS = "PORO_HEARTBEATS"
 """Environment variable of a rank: the directory that its supervisor made for it."""
@@ -23,8 +23,7 @@ PREFIX = "poro-heartbeats-"
 STALE_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class Beat:
+class Beat(NamedTuple):
     """Step (from 1; 0 before the first), microbatch of it, number of a `Phase`, number of the beat, seconds since 1970, silence in
     seconds that counts as a hang (0: none does), and the slowest recent step in seconds."""
 
@@ -50,18 +49,7 @@ class BeatFile:
 
     def write(self, beat: Beat) -> None:
         """Replace the beat in the file."""
-        LAYOUT.pack_into(
-            self._memory,
-            0,
-            self._pid,
-            beat.step,
-            beat.microbatch,
-            beat.phase,
-            beat.sequence,
-            beat.time,
-            beat.limit_seconds,
-            beat.slowest_seconds,
-        )
+        LAYOUT.pack_into(self._memory, 0, self._pid, *beat)
 
 
 def read_beat(path: Path) -> tuple[int, Beat] | None:

@@ -13,15 +13,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from megatron_poro.engine.heartbeat import HEARTBEATS
 from megatron_poro.errors import LaunchError
 
 LISTEN_FD = "PORO_LISTEN_FD"
 LOCAL = "PORO_LOCAL_LAUNCH"
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 5.0
+KILL_SECONDS = 10.0
+POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,11 @@ def _read_variables(environment: Mapping[str, str]) -> World | None:
     return None
 
 
-def alone() -> World:
-    """The world of a single process."""
-    with _listen() as listener:
-        port = listener.getsockname()[1]
-        return World(rank=0, size=1, local_rank=0, port=port, listen_fd=os.dup(listener.fileno()), is_local=True)
+def start_name(environment: Mapping[str, str]) -> tuple[str, bool]:
+    """A name that all processes of one start share under torchrun or srun, and whether no other start can have it."""
+    variables = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+    parts = [environment.get(name, "0") for name in (*variables, "MASTER_PORT")]
+    return re.sub(r"[^A-Za-z0-9.-]", "_", "-".join(parts)), "RANK" not in environment
 
 
 def _read_slurm(environment: Mapping[str, str]) -> World:
@@ -117,24 +120,63 @@ def _listen() -> Iterator[socket.socket]:
         yield listener
 
 
-def start_local(command: Sequence[str], num_processes: int, *, good_codes: frozenset[int] = frozenset({0})) -> int:
+class Watch:
+    """What a launcher does while its ranks run. This one only says which of them was killed; `training.supervisor` does more."""
+
+    grace_seconds = GRACE_SECONDS
+    """How long ranks that are asked to end may take."""
+
+    def environment(self) -> dict[str, str]:
+        """What the ranks get beside their place in the world."""
+        return {}
+
+    def started(self, pids: Mapping[int, int]) -> None:
+        """The ranks run; process id of each."""
+
+    def look(self) -> int | None:
+        """Called many times a second; an exit code ends all ranks."""
+        return None
+
+    def ended(self, rank: int, code: int) -> None:
+        """Rank `rank` ended with a code that is none of the good ones; below 0 it is a signal's."""
+        if code < 0:
+            print(f"error: rank {rank} was ended by {signal.Signals(-code).name}; the others are stopped", file=sys.stderr)
+
+
+def start_local(
+    command: Sequence[str], num_processes: int, *, good_codes: frozenset[int] = frozenset({0}), watch: Watch | None = None
+) -> int:
     """Run `command` as `num_processes` ranks on this machine; returns the largest exit code when all ended well.
 
     When one ends with another than a good code the others are ended within seconds and its exit code is returned; a signal gives
     128 + its number. Signals to this process go on to the ranks. Rank 0 inherits a listening socket, so no port is guessed.
     """
+    watch = watch or Watch()
     with _listen() as listener:
-        processes = [_start_rank(command, rank, num_processes, listener) for rank in range(num_processes)]
-    forward = {number: signal.signal(number, _forward_to(processes)) for number in FORWARDED_SIGNALS}
+        processes = {rank: _start_rank(command, rank, num_processes, listener, watch) for rank in range(num_processes)}
+    return _guard(processes, good_codes, watch)
+
+
+def start_child(command: Sequence[str], world: World, *, good_codes: frozenset[int], watch: Watch) -> int:
+    """Run `command` as the rank that torchrun or srun meant this process to be; returns its exit code as `start_local` does."""
+    fds = (world.listen_fd,) if world.listen_fd is not None else ()
+    process = subprocess.Popen(command, env={**os.environ, **watch.environment()}, pass_fds=fds, start_new_session=True)
+    return _guard({world.rank: process}, good_codes, watch)
+
+
+def _guard(processes: "Mapping[int, subprocess.Popen[bytes]]", good_codes: frozenset[int], watch: Watch) -> int:
+    """Forward signals to the ranks until they ended, and leave none behind."""
+    forward = {number: signal.signal(number, _forward_to(processes.values())) for number in FORWARDED_SIGNALS}
     try:
-        return _wait(processes, good_codes)
+        watch.started({rank: process.pid for rank, process in processes.items()})
+        return _wait(processes, good_codes, watch)
     finally:
         for number, handler in forward.items():
             signal.signal(number, handler)
-        _end(processes)
+        _end(processes.values(), watch.grace_seconds)
 
 
-def _start_rank(command: Sequence[str], rank: int, size: int, listener: socket.socket) -> "subprocess.Popen[bytes]":
+def _start_rank(command: Sequence[str], rank: int, size: int, listener: socket.socket, watch: Watch) -> "subprocess.Popen[bytes]":
     threads = max(1, (os.cpu_count() or 1) // size)
     environment = {
         "OMP_NUM_THREADS": str(threads),
@@ -146,6 +188,7 @@ def _start_rank(command: Sequence[str], rank: int, size: int, listener: socket.s
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(listener.getsockname()[1]),
         LOCAL: "1",
+        **watch.environment(),
     }
     fds: tuple[int, ...] = ()
     if rank == 0:
@@ -157,7 +200,7 @@ def _start_rank(command: Sequence[str], rank: int, size: int, listener: socket.s
 
 def die_with_parent() -> None:
     """Ask Linux to kill this process when its parent dies, so that no rank outlives a killed launcher."""
-    if LOCAL not in os.environ or not sys.platform.startswith("linux"):
+    if not {LOCAL, HEARTBEATS} & os.environ.keys() or not sys.platform.startswith("linux"):
         return
     parent = os.getppid()
     set_parent_death_signal = 1
@@ -166,7 +209,7 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
-def _forward_to(processes: Sequence["subprocess.Popen[bytes]"]) -> "signal._HANDLER":
+def _forward_to(processes: Iterable["subprocess.Popen[bytes]"]) -> "signal._HANDLER":
     def forward(number: int, frame: object) -> None:
         for process in processes:
             process.send_signal(number)
@@ -174,29 +217,35 @@ def _forward_to(processes: Sequence["subprocess.Popen[bytes]"]) -> "signal._HAND
     return forward
 
 
-def _wait(processes: Sequence["subprocess.Popen[bytes]"], good_codes: frozenset[int]) -> int:
-    """The largest code once all ended well, or the exit code of the first that did not."""
+def _wait(processes: "Mapping[int, subprocess.Popen[bytes]]", good_codes: frozenset[int], watch: Watch) -> int:
+    """The largest code once all ended well, the exit code of the first that did not, or the watch's."""
     while True:
-        codes = [process.poll() for process in processes]
-        for rank, code in enumerate(codes):
+        codes = {rank: process.poll() for rank, process in processes.items()}
+        for rank, code in codes.items():
             if code is not None and code not in good_codes:
-                if code < 0:
-                    print(f"error: rank {rank} was ended by {signal.Signals(-code).name}; the others are stopped", file=sys.stderr)
+                watch.ended(rank, code)
                 return code if code > 0 else 128 - code
-        if None not in codes:
-            return max(code for code in codes if code is not None)
-        time.sleep(0.02)
+        if None not in codes.values():
+            return max(code for code in codes.values() if code is not None)
+        verdict = watch.look()
+        if verdict is not None:
+            return verdict
+        time.sleep(POLL_SECONDS)
 
 
-def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """End what still runs: first asked, then killed."""
-    for process in processes:
-        if process.poll() is None:
+def _end(processes: Iterable["subprocess.Popen[bytes]"], grace_seconds: float) -> None:
+    """End what still runs: first asked, where there is time for it, then killed."""
+    running = [process for process in processes if process.poll() is None]
+    if grace_seconds:
+        for process in running:
             process.terminate()
-    deadline = time.monotonic() + GRACE_SECONDS
-    for process in processes:
-        try:
+    deadline = time.monotonic() + grace_seconds
+    for process in running:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, deadline - time.monotonic()))
+            continue
+        process.kill()
+        try:
+            process.wait(KILL_SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            print(f"error: process {process.pid} cannot be killed; a file system or driver holds it", file=sys.stderr)

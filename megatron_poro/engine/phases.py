@@ -74,6 +74,7 @@ class Pulse:
     sequence: int = 0
     entered: float = field(default_factory=time.monotonic)
     seconds: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(Phase, 0.0))
+    slowest: float = 0.0
     recent: "deque[float]" = field(default_factory=lambda: deque(maxlen=WINDOW))
 
     def enter(self, phase: Phase) -> None:
@@ -91,10 +92,9 @@ class Pulse:
     def beat(self) -> None:
         """Tell the supervisor that this rank lives."""
         if self.file is not None:
-            slowest = max(self.recent, default=0.0)
-            limit = limit_in_force(self.phase, self.limits, slowest)
+            limit = limit_in_force(self.phase, self.limits, self.slowest)
             self.sequence += 1
-            self.file.write(Beat(self.step, self.microbatch, self.phase, self.sequence, time.time(), limit, slowest))
+            self.file.write(Beat(self.step, self.microbatch, self.phase, self.sequence, time.time(), limit, self.slowest))
 
 
 _pulse = Pulse()
@@ -127,6 +127,7 @@ def begin_step(step: int) -> None:
 def end_step(seconds: float) -> None:
     """The step was good and took `seconds`: what is waited for within a step follows from it."""
     _pulse.recent.append(seconds)
+    _pulse.slowest = max(_pulse.recent)
     _pulse.microbatch = 0
 
 

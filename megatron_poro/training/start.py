@@ -1,53 +1,94 @@
 """From a run file to running ranks. What can be checked before a process group exists is checked here, without torch."""
 
-import contextlib
-import fcntl
 import os
 import sys
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_indexing.manifest import load_manifest
 from megatron_poro.config import RANDOM, RunConfig, load_run
 from megatron_poro.config.duration import RunPoint, duration_of
 from megatron_poro.config.duration_rules import find_batch_problems
-from megatron_poro.data import TrainingData
-from megatron_poro.engine.injection import read_injection
-from megatron_poro.engine.launch import World, alone, die_with_parent, export_world, read_world, start_local
+from megatron_poro.engine.heartbeat import HEARTBEATS
+from megatron_poro.engine.injection import FAULT, parse_faults
+from megatron_poro.engine.launch import World, die_with_parent, read_world, start_child, start_local, start_name
 from megatron_poro.engine.paths import list_checkpoints, read_state
-from megatron_poro.engine.phases import Pulse, start_pulse
-from megatron_poro.errors import STOPPED_CODE, USER_ERROR_CODE, USER_ERRORS, CheckpointError, ConfigError, LaunchError
+from megatron_poro.errors import STOPPED_CODE, USER_ERRORS, CheckpointError, ConfigError
 from megatron_poro.topology import Layout, build_layout
+from megatron_poro.training.failures import Start
+from megatron_poro.training.lock import lock_run
+from megatron_poro.training.rank import run_rank
+from megatron_poro.training.supervisor import watch_ranks
 
-LOCK_PATIENCE_SECONDS = 10.0
+GOOD_CODES = frozenset({0, STOPPED_CODE})
+SPEAK_LATER_SECONDS = 2.0
 
 
 def run_training(path: Path, overrides: Sequence[str], *, stop_after: RunPoint | None = None) -> int:
     """Train the run file to its end, resuming where it stands; returns the exit code.
 
-    Under torchrun or srun this process is one rank. Otherwise it starts the ranks that the layout needs on this machine.
-    `stop_after` saves and ends once the run has come that far.
+    Under torchrun or srun this process watches one rank, elsewhere all ranks that the layout needs on this machine; the ranks are
+    processes of their own, which run this again. `stop_after` saves and ends once the run has come that far.
     """
-    config = load_run(path, overrides)
+    world = read_world(os.environ)
+    config = _load_in_turn(path, overrides, world.rank if world else 0)
     duration = duration_of(config)
     last_step = duration.num_steps if stop_after is None else min(stop_after.step(duration), duration.num_steps)
-    world = read_world(os.environ)
-    if world is not None:
+    if world is not None and HEARTBEATS in os.environ:
         die_with_parent()
-        return _run_rank(config, world, last_step)
+        return run_rank(config, world, prepare=lambda: _prepare(config, world), last_step=last_step)
+    command = [sys.executable, "-m", "megatron_poro", "train", str(path), *overrides, f"--stop-after={last_step}"]
+    parse_faults(os.environ.get(FAULT, ""))
+    if world is not None:
+        return _supervise_one(config, world, command)
     layout = local_layout(config)
     check_before_launch(config, layout)
     with lock_run(Path(config.run_directory)):
         if done := find_finished(config):
             print(f"{config.run_directory} is done: {duration.num_steps} steps; its last checkpoint is {done}")
             return 0
-        print(f"starting {layout.world_size} processes for {layout}", flush=True)
-        if layout.world_size == 1:
-            return _run_rank(config, alone(), last_step)
-        command = [sys.executable, "-m", "megatron_poro", "train", str(path), *overrides, f"--stop-after={last_step}"]
-        return start_local(command, layout.world_size, good_codes=frozenset({0, STOPPED_CODE}))
+        print(f"starting {layout.world_size} process{'es' * (layout.world_size > 1)} for {layout}", flush=True)
+        _say_where(config)
+        start = Start(f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", True, time.time(), config.run_directory)
+        with watch_ranks(start, config.faults, layout.world_size, speaks=True) as watch:
+            return start_local(command, layout.world_size, good_codes=GOOD_CODES, watch=watch)
+
+
+def _load_in_turn(path: Path, overrides: Sequence[str], rank: int) -> RunConfig:
+    """The run file. A mistake in it is seen by all ranks; the others wait for the first to say so and to end the step."""
+    try:
+        return load_run(path, overrides)
+    except USER_ERRORS:
+        time.sleep(SPEAK_LATER_SECONDS if rank else 0.0)
+        raise
+
+
+def _supervise_one(config: RunConfig, world: World, command: Sequence[str]) -> int:
+    """Run the rank that torchrun or srun meant this process to be, and watch it."""
+    try:
+        Path(config.run_directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError([f"run_directory: cannot be made: {error}"]) from None
+    if world.rank == 0:
+        _say_where(config)
+    name, is_unique = start_name(os.environ)
+    start = Start(name, is_unique, time.time(), config.run_directory)
+    with watch_ranks(start, config.faults, world.size, speaks=world.local_rank == 0) as watch:
+        return start_child(command, world, good_codes=GOOD_CODES, watch=watch)
+
+
+def _say_where(config: RunConfig) -> None:
+    run = config.run_directory
+    print(f"what happens to the run is noted in {run}/events.jsonl; a hang writes every rank's stacks to {run}/stacks", flush=True)
+
+
+def _prepare(config: RunConfig, world: World) -> Layout:
+    """The layout, after the checks that a launcher on this machine has made already."""
+    layout = layout_of(config, world)
+    if not world.is_local:
+        check_before_launch(config, layout)
+    return layout
 
 
 def find_finished(config: RunConfig) -> Path | None:
@@ -103,6 +144,8 @@ def check_before_launch(config: RunConfig, layout: Layout) -> None:
 
 def _check_data(config: RunConfig) -> None:
     """Raise the user's mistakes about data files; a tokenizer larger than the model is seen in the manifests already."""
+    from megatron_poro.data import TrainingData  # numpy, which a supervisor under srun does without
+
     TrainingData(config.data).close()
     paths = [part.path for part in config.data.sources] + [part.path for part in config.data.validation if part.path]
     for path in paths:
@@ -114,68 +157,3 @@ def _check_data(config: RunConfig) -> None:
                     f"tokenizer that {path} was made with; take the model's own tokenizer"
                 ]
             )
-
-
-@contextlib.contextmanager
-def lock_run(run_directory: Path) -> Iterator[None]:
-    """Hold the run directory: a second start waits a little for a dying first one, then is refused."""
-    with open(run_directory / "lock", "w") as lock:
-        deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise LaunchError(
-                        f"{run_directory}: another process trains this run; wait for it, or give another run_directory"
-                    ) from None
-                time.sleep(0.1)
-            except OSError as error:  # a file system without locks (some Lustre mounts)
-                print(f"warning: {run_directory} cannot be locked ({error}); do not start the run twice", file=sys.stderr)
-                break
-        yield
-
-
-def _run_rank(config: RunConfig, world: World, last_step: int) -> int:
-    """Train as one rank. After an error this rank ends at once, without another collective: the others may be anywhere."""
-    try:
-        start_pulse(Pulse(injection=read_injection(os.environ, world.rank)))
-        export_world(world)
-        layout = layout_of(config, world)
-        if not world.is_local:
-            check_before_launch(config, layout)
-        _quiet_known_warnings()
-        from megatron_poro.engine.platform import start_platform  # loads torch
-
-        platform = start_platform(world.local_rank)
-        from megatron_poro.training.loop import train  # loads megatron-core, which must find the platform
-
-        with lock_run(Path(config.run_directory)) if world.rank == 0 and not world.is_local else contextlib.nullcontext():
-            reached = train(config, world, layout, platform, last_step=last_step)
-    except USER_ERRORS as error:
-        return _end_rank(world, USER_ERROR_CODE, str(error))
-    except Exception:
-        if world.size == 1:
-            raise
-        import traceback
-
-        return _end_rank(world, 1, traceback.format_exc())
-    return 0 if reached else STOPPED_CODE
-
-
-def _quiet_known_warnings() -> None:
-    """megatron-core warns on import about optional packages (`poro doctor` lists them) and about its own use of torch."""
-    warnings.filterwarnings("ignore", module=r"megatron\.")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-
-
-def _end_rank(world: World, code: int, message: str) -> int:
-    """Say what went wrong and end. Rank 0 speaks first; what all ranks would say is then said once."""
-    if world.rank:
-        time.sleep(1.0)
-    prefix = f"error (rank {world.rank})" if world.rank else "error"
-    print("\n".join(f"{prefix}: {line}" for line in message.rstrip().splitlines()), file=sys.stderr, flush=True)
-    if world.size > 1:
-        os._exit(code)
-    return code
