@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_indexing.manifest import load_manifest
 from megatron_poro.config import RANDOM, RunConfig, load_run
 from megatron_poro.config.duration import RunPoint, duration_of
 from megatron_poro.config.duration_rules import find_batch_problems
@@ -144,7 +143,9 @@ def check_before_launch(config: RunConfig, layout: Layout) -> None:
 
 def _check_data(config: RunConfig) -> None:
     """Raise the user's mistakes about data files; a tokenizer larger than the model is seen in the manifests already."""
-    from megatron_poro.data import TrainingData  # numpy, which a supervisor under srun does without
+    # numpy, which a supervisor under srun does without
+    from data_indexing.manifest import load_manifest
+    from megatron_poro.data import TrainingData
 
     TrainingData(config.data).close()
     paths = [part.path for part in config.data.sources] + [part.path for part in config.data.validation if part.path]
