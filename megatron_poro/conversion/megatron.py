@@ -22,7 +22,7 @@ from megatron_poro.conversion.arrays import StoredArray, stack
 from megatron_poro.conversion.files import read_json, write_json
 from megatron_poro.conversion.safetensors_file import DTYPES
 from megatron_poro.conversion.table import DROPPED_FROM_MEGATRON, Piece, is_dropped, pieces
-from megatron_poro.conversion.torch_dist import METADATA, PendingChunk, WrittenFile, read_checkpoint_index, write_chunks
+from megatron_poro.conversion.torch_dist import METADATA, Chunk, PendingChunk, WrittenFile, read_checkpoint_index, write_chunks
 from megatron_poro.conversion.weights import MegatronWeights, Weights, block_rows, read_merged_into
 from megatron_poro.conversion.work import Tell, run_jobs
 from megatron_poro.errors import ConversionError
@@ -85,10 +85,10 @@ class _FileJob:
     hashed: bool
 
     def __call__(self, tell: Tell) -> WrittenFile:
-        def done(chunk: PendingChunk) -> None:
+        def done(chunk: Chunk) -> None:
             tell(chunk.num_bytes, chunk.name)
 
-        return write_chunks(self.directory, self.number, self.chunks, hashed=self.hashed, done=done)
+        return write_chunks(self.directory / f"__0_{self.number}.distcp", self.chunks, hashed=self.hashed, done=done)
 
 
 @dataclass(frozen=True)

@@ -118,20 +118,44 @@ def check_metadata_is_safe(directory: Path) -> None:
 
 
 @dataclass(frozen=True)
-class PendingChunk:
-    """A chunk to be written: a box of the tensor `name` of global shape `shape`, whose numbers `fill` writes into a tensor."""
+class Chunk:
+    """A box of the tensor `name` of global shape `shape`."""
 
     name: str
     shape: Shape
     offsets: Shape
     sizes: Shape
     dtype: torch.dtype
-    fill: Callable[[torch.Tensor], None]
 
     @property
     def num_bytes(self) -> int:
         """Bytes of its numbers."""
         return math.prod(self.sizes) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class PendingChunk(Chunk):
+    """A chunk to be written, whose numbers `fill` writes into a tensor when their turn is there."""
+
+    fill: Callable[[torch.Tensor], None]
+
+    def numbers(self) -> torch.Tensor:
+        """The numbers, made now."""
+        numbers = torch.empty(self.sizes, dtype=self.dtype)
+        self.fill(numbers)
+        return numbers
+
+
+@dataclass(frozen=True)
+class HeldChunk(Chunk):
+    """A chunk to be written, whose numbers lie in host memory already; `aliases` are further tensors that the same bytes serve."""
+
+    held: torch.Tensor
+    aliases: tuple[str, ...] = ()
+
+    def numbers(self) -> torch.Tensor:
+        """The numbers."""
+        return self.held
 
 
 @dataclass(frozen=True)
@@ -141,23 +165,24 @@ class WrittenFile:
     name: str
     num_bytes: int
     sha256: str
-    places: tuple[tuple[PendingChunk, int, int], ...]
+    places: tuple[tuple[Chunk, int, int], ...]
 
 
 def write_chunks(
-    directory: Path, number: int, chunks: Sequence[PendingChunk], *, hashed: bool, done: Callable[[PendingChunk], None]
+    path: Path, chunks: Sequence[PendingChunk | HeldChunk], *, hashed: bool, done: Callable[[Chunk], None] = lambda chunk: None
 ) -> WrittenFile:
-    """Write chunks as file `number` of a checkpoint, one of them in memory at a time; `done` is called after each."""
-    name, places = f"__0_{number}.distcp", []
-    with OutFile(directory / name, hashed=hashed) as file:
+    """Write chunks as a file of a checkpoint, one of them made at a time; `done` is called after each."""
+    places: list[tuple[Chunk, int, int]] = []
+    with OutFile(path, hashed=hashed) as file:
         for chunk in chunks:
-            numbers = torch.empty(chunk.sizes, dtype=chunk.dtype)
-            chunk.fill(numbers)
-            start, blocks = file.size, [flat_bytes(as_bytes(numbers))]
+            start, blocks = file.size, [flat_bytes(as_bytes(chunk.numbers()))]
             write_archive(file, PendingTensor(chunk.sizes, chunk.dtype, lambda blocks=blocks: blocks))  # type: ignore[misc]
-            places.append((chunk, start, file.size - start))
+            names = (chunk.name, *(chunk.aliases if isinstance(chunk, HeldChunk) else ()))
+            places += [
+                (Chunk(name, chunk.shape, chunk.offsets, chunk.sizes, chunk.dtype), start, file.size - start) for name in names
+            ]
             done(chunk)
-    return WrittenFile(name, file.size, file.sha256, tuple(places))
+    return WrittenFile(path.name, file.size, file.sha256, tuple(places))
 
 
 def write_metadata(directory: Path, files: Sequence[WrittenFile], *, common: Any = None) -> None:

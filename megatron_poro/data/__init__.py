@@ -9,6 +9,7 @@ from megatron_poro.data.order import ORDER_VERSION, Located, SampleOrder, build_
 from megatron_poro.data.permutation import Permutation, build_permutation
 from megatron_poro.data.plan import Plan, SourcePlan, build_plan
 from megatron_poro.data.sources import fingerprint_of
+from megatron_poro.data.windows import Windows, read_windows, to_windows
 
 __all__ = [
     "ORDER_VERSION",
@@ -24,6 +25,7 @@ __all__ = [
     "SourceEntry",
     "SourcePlan",
     "TrainingData",
+    "Windows",
     "build_blend",
     "build_order",
     "build_permutation",
@@ -33,4 +35,6 @@ __all__ = [
     "documents_of",
     "fingerprint_of",
     "ledger_at",
+    "read_windows",
+    "to_windows",
 ]

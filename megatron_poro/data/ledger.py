@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_poro.data.order import SampleOrder
 from megatron_poro.data.table import render_table
+from megatron_poro.data.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SourceEntry:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The run's reading up to and excluding sample number `samples`."""
+    """What a run has read: `samples` of them."""
 
     samples: int
     tokens: int
@@ -48,11 +49,21 @@ class Ledger:
         return render_table([headings, *(_to_cells(entry) for entry in self.sources), total])
 
 
-def ledger_at(order: SampleOrder, num_samples: int, documents: Sequence[int] | None = None) -> Ledger:
-    """The ledger of the run's first `num_samples` samples, with the `documents` of each source if they were counted."""
+def ledger_at(
+    order: SampleOrder,
+    position: int,
+    documents: Sequence[int] | None = None,
+    *,
+    windows: Windows = Windows(),  # noqa: B008
+) -> Ledger:
+    """The ledger of a run that stands at sample number `position`: what lies before it and in none of the `windows`.
+
+    With the `documents` of each source if they were counted.
+    """
+    num_samples = position - windows.num_before(position)
     columns = zip(
         order.names,
-        order.counts_at(num_samples),
+        _counts(order, position, windows),
         order.num_sequences,
         documents if documents is not None else [None] * len(order.names),
         strict=True,
@@ -70,6 +81,14 @@ def ledger_at(order: SampleOrder, num_samples: int, documents: Sequence[int] | N
         for name, count, size, touched in columns
     ]
     return Ledger(num_samples, num_samples * order.sequence_length, tuple(entries))
+
+
+def _counts(order: SampleOrder, position: int, windows: Windows) -> list[int]:
+    counts = order.counts_at(position)
+    for span in windows.spans:
+        first, stop = (order.counts_at(min(bound, position)) for bound in span)
+        counts = [count - (after - before) for count, before, after in zip(counts, first, stop, strict=True)]
+    return counts
 
 
 def _to_dict(entry: SourceEntry) -> dict[str, Any]:

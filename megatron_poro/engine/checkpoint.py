@@ -1,185 +1,94 @@
-"""Distributed checkpoints: megatron-core's torch_dist format, written under a temporary name and renamed when whole.
+"""Loading distributed checkpoints: each rank reads the numbers it holds, at any layout, and nothing runs what a file says.
 
 A checkpoint holds the model, the optimizer where it is a training checkpoint, `model.json` (the shape, for conversion),
-`state.json` (where the run stands) and `config.toml` (the resolved run file). It loads at any layout.
+`state.json` (where the run stands), `config.toml` (the resolved run file) and `files.json` (SHA-256 of every file). `saving.py`
+writes them.
 """
 
-import os
-import shutil
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedStateDict
-from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
-    TorchDistSaveShardedStrategy,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
-)
-from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
-from torch.distributed import checkpoint as torch_checkpoint
 
-from megatron_poro.config import RANDOM, ModelConfig, RunConfig, save_run
+from megatron_poro.config import RANDOM, ModelConfig
 from megatron_poro.conversion import (
     check_files,
-    check_metadata_is_safe,
     differing_keys,
-    hash_files,
+    read_checkpoint_index,
     read_checksums,
     read_model_file,
-    write_checksums,
-    write_model_file,
 )
-from megatron_poro.conversion.files import write_json
-from megatron_poro.engine.model import unwrap
-from megatron_poro.engine.paths import checkpoint_path, list_checkpoints, read_state
-from megatron_poro.engine.phases import Phase, enter
-from megatron_poro.errors import CheckpointError
+from megatron_poro.conversion.arrays import StoredArray
+from megatron_poro.conversion.torch_dist import CheckpointIndex
+from megatron_poro.engine.paths import read_state
+from megatron_poro.engine.shards import Shard, state_shards, weight_shards
+from megatron_poro.errors import CheckpointError, ConversionError
 
-FORMAT = 1
-OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "distrib_optim_fully_reshardable_mem_efficient": False}
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """Where a run stands: optimizer steps taken, samples and tokens consumed."""
-
-    step: int = 0
-    samples: int = 0
-    tokens: int = 0
+OPTIMIZER_STATE = "optimizer.*"
+OPAQUE = "*._extra_state*"
+"""Transformer Engine's, empty outside FP8; torch unpickles opaque objects, which can run code, so none is ever opened."""
+FILES = frozenset({".metadata", "common.pt", "config.toml", "metadata.json", "model.json", "state.json"})
+"""What every checkpoint of a run has beside its tensors."""
 
 
-class ThreadedSave(TorchDistSaveShardedStrategy):  # type: ignore[misc]
-    """megatron-core's format written by threads of this process.
+def find_damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint of a run, empty when every file is as it was written.
 
-    megatron-core forks writers and waits for them for ever, also for one that was killed; threads die with their rank.
+    The ranks share the reading and all get the same answer; every rank must call it.
     """
+    try:
+        listed = read_checksums(checkpoint)
+        if missing := sorted(FILES - listed.keys()):
+            raise ConversionError(f"{checkpoint / 'files.json'} lists no {missing[0]}")
+        if dist.get_rank() == 0:
+            read_state(checkpoint)
+        check_files(checkpoint, sorted(listed)[dist.get_rank() :: dist.get_world_size()])
+        problem = ""
+    except (CheckpointError, ConversionError, OSError) as error:
+        problem = str(error)
+    problems: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    return next((problem for problem in problems if problem), "")
 
-    def __init__(self) -> None:
-        super().__init__("torch_dist", 1)
 
-    def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: Path) -> None:
-        """Write this rank's shards and, on rank 0, the metadata. Every rank must call it."""
-        sharded_state_dict, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
-        torch_checkpoint.save(
-            mcore_to_pyt_state_dict(sharded_state_dict, False),
-            storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir, thread_count=2),
-            planner=MCoreSavePlanner(dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False),
-        )
-
-
-def save_checkpoint(
-    config: RunConfig,
-    state: TrainState,
+def load_training(
+    checkpoint: Path,
+    model: ModelConfig,
     chunks: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     *,
-    source: dict[str, Any],
-    extra: dict[str, Any],
-) -> Path:
-    """Write the checkpoint after `state.step` steps, whole or not at all; `source` says where the weights came from.
+    num_updates: int,
+) -> None:
+    """Load weights and optimizer of a training checkpoint, which has had `num_updates` updates. Every rank must call it.
 
-    `extra` goes into state.json. Raises CheckpointError when the disk is full or the folder cannot be written. Every rank must
-    call it.
+    Raises CheckpointError when it is not one of this model.
     """
-    target = checkpoint_path(Path(config.run_directory), state.step)
-    try:
-        partial = _write_shards(target, chunks, optimizer)
-        hashes = _hash_shards(partial)
-        if dist.get_rank() == 0:
-            write_model_file(partial, config.model, source)
-            save_run(config, partial / "config.toml")
-            write_json(partial / "state.json", {"format": FORMAT, **asdict(state), **extra})
-            others = [path.name for path in partial.iterdir() if path.name not in hashes]
-            write_checksums(partial, hashes | hash_files(partial, others))
-            _publish(partial, target)
-        dist.barrier()
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{target}: could not be saved ({_first_line(error)}); free space and start again, from the checkpoint before"
-        ) from error
-    return target
-
-
-def _write_shards(target: Path, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> Path:
-    """Write weights and optimizer under a temporary name, and return it; every rank must call it."""
-    partial = target.with_name(f"partial-{target.name}")
-    if dist.get_rank() == 0:
-        for leftover in target.parent.glob("partial-*"):
-            shutil.rmtree(leftover)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    content = _model_state(chunks)
-    content["optimizer"] = optimizer.sharded_state_dict(dict(content), metadata=OPTIMIZER_METADATA)
-    dist_checkpointing.save(content, str(partial), sharded_strategy=ThreadedSave())
-    return partial
-
-
-def _hash_shards(partial: Path) -> dict[str, Any]:
-    """Checksums of all tensor files, each rank reading those it wrote; every rank must call it."""
-    mine = hash_files(partial, (path.name for path in partial.glob(f"__{dist.get_rank()}_*.distcp")))
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, mine)
-    return {name: entry for part in gathered for name, entry in part.items()}
-
-
-def _check_shards(checkpoint: Path) -> None:
-    """Compare the checkpoint's files with its checksums, the ranks sharing the work."""
-    listed = sorted(read_checksums(checkpoint))
-    check_files(checkpoint, listed[dist.get_rank() :: dist.get_world_size()])
-
-
-def load_training(checkpoint: Path, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> TrainState:
-    """Load weights and optimizer of a training checkpoint, strictly. Every rank must call it."""
-    content = _weights_state(chunks)
-    content["optimizer"] = optimizer.sharded_state_dict(dict(content), is_loading=True, metadata=OPTIMIZER_METADATA)
-    loaded = _load(checkpoint, content, not_wanted=("*._extra_state*",))
-    _set_model(chunks, loaded)
-    optimizer.load_state_dict(loaded["optimizer"])
-    state = read_state(checkpoint)
-    return TrainState(state["step"], state["samples"], state["tokens"])
+    weights = weight_shards(chunks, vocab_size=model.vocab_size)
+    states = state_shards(chunks, optimizer, vocab_size=model.vocab_size)
+    wanted = [*weights, *(shard for kind in states for shard in states[kind])]
+    index = _open(checkpoint, wanted, not_wanted=(OPAQUE,))
+    _fill(index, wanted)
+    for group in optimizer.param_groups:
+        group["step"] = num_updates
 
 
 def load_weights(
     checkpoint: Path, model: ModelConfig, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer
 ) -> None:
-    """Load only the weights: the start of a run from a converted or trained checkpoint. Every rank must call it."""
-    check_same_model(checkpoint, model)
-    loaded = _load(checkpoint, _weights_state(chunks), not_wanted=("*._extra_state*", "optimizer.*"))
-    _set_model(chunks, loaded)
-    optimizer.reload_model_params()
+    """Load only the weights: the start of a run from a converted or trained checkpoint. Every rank must call it.
 
-
-def _load(checkpoint: Path, content: ShardedStateDict, *, not_wanted: Sequence[str]) -> dict[str, Any]:
-    """What `content` asks for. Raises CheckpointError for a tensor that is missing or, unless its name is `not_wanted`, left over.
-
-    torch unpickles opaque objects, which can run code, so none may be asked for.
+    Raises CheckpointError when it is not one of this model, or damaged.
     """
-    if any(isinstance(value, ShardedObject) for value in nested_values(content)):
-        raise ValueError("an opaque object would be loaded")
-    check_metadata_is_safe(checkpoint)
-    _check_shards(checkpoint)
-    try:
-        loaded, left_over, absent = dist_checkpointing.load(content, str(checkpoint), strict=StrictHandling.RETURN_ALL)
-    except Exception as error:  # megatron-core and torch raise whatever a damaged file makes them raise
-        raise CheckpointError(f"{checkpoint}: cannot be loaded ({_first_line(error)}); move the folder away") from error
-    unknown = sorted(key for key in left_over if not any(fnmatch(key, pattern) for pattern in not_wanted))
-    missing = sorted(absent)
-    if unknown or missing:
-        raise CheckpointError(
-            f"{checkpoint}: not a checkpoint of this model: it lacks {missing[:3] or 'nothing'}, "
-            f"and this model has no {unknown[:3] or 'nothing'}"
-        )
-    return dict(loaded)
+    check_same_model(checkpoint, model)
+    listed = sorted(read_checksums(checkpoint))
+    check_files(checkpoint, listed[dist.get_rank() :: dist.get_world_size()])
+    wanted = weight_shards(chunks, vocab_size=model.vocab_size)
+    _fill(_open(checkpoint, wanted, not_wanted=(OPAQUE, OPTIMIZER_STATE)), wanted)
+    optimizer.reload_model_params()
 
 
 def check_same_model(checkpoint: Path, model: ModelConfig) -> None:
@@ -196,53 +105,42 @@ def read_source(checkpoint: str | Path) -> dict[str, Any]:
     return {"name": RANDOM} if checkpoint == RANDOM else read_model_file(Path(checkpoint))[1]
 
 
-def remove_old_checkpoints(run_directory: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints; 0 keeps all. Only rank 0 may call it."""
-    for old in list_checkpoints(run_directory)[: -keep_last or None] if keep_last else ():
-        doomed = old.with_name(f"partial-{old.name}")
-        old.rename(doomed)
-        shutil.rmtree(doomed)
+def _open(checkpoint: Path, wanted: Sequence[Shard], *, not_wanted: Sequence[str]) -> CheckpointIndex:
+    """The checkpoint's index. Raises CheckpointError when a tensor that any rank wants is not there, or one that none wants is."""
+    index = read_checkpoint_index(checkpoint)
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, {shard.name for shard in wanted})
+    names = set().union(*gathered)
+    missing = sorted(names - index.tensors.keys())
+    unknown = sorted(
+        name for name in {*index.tensors, *index.objects} - names if not any(fnmatch(name, pattern) for pattern in not_wanted)
+    )
+    if unknown or missing:
+        raise CheckpointError(
+            f"{checkpoint}: not a checkpoint of this model: it lacks {missing[:3] or 'nothing'}, "
+            f"and this model has no {unknown[:3] or 'nothing'}"
+        )
+    return index
 
 
-def _model_state(chunks: Sequence[DistributedDataParallel]) -> dict[str, Any]:
-    return {_chunk_key(n, chunks): unwrap(chunk).sharded_state_dict() for n, chunk in enumerate(chunks)}
+def _fill(index: CheckpointIndex, wanted: Iterable[Shard]) -> None:
+    """Read each shard's numbers into its place; one shard is in host memory at a time."""
+    located: dict[str, StoredArray] = {}
+    for shard in wanted:
+        if shard.name not in located:
+            located[shard.name] = index.locate(shard.name)
+            _check_shape(index, shard)
+        region = tuple(slice(start, start + size) for start, size in zip(shard.offsets, shard.sizes, strict=True))
+        shard.numbers.copy_(located[shard.name].read(region).view(-1))
 
 
-def _weights_state(chunks: Sequence[DistributedDataParallel]) -> dict[str, Any]:
-    """What is loaded of the model: its tensors. The rest is `_extra_state`, Transformer Engine's, and empty outside FP8."""
-    states = _model_state(chunks).items()
-    return {key: {name: shard for name, shard in state.items() if not isinstance(shard, ShardedObject)} for key, state in states}
-
-
-def _set_model(chunks: Sequence[DistributedDataParallel], loaded: dict[str, Any]) -> None:
-    for n, chunk in enumerate(chunks):
-        model = unwrap(chunk)
-        empty = {name: None for name in model.state_dict() if name.endswith("_extra_state")}
-        model.load_state_dict(empty | loaded[_chunk_key(n, chunks)])
-
-
-def _chunk_key(n: int, chunks: Sequence[DistributedDataParallel]) -> str:
-    return f"model{n}" if len(chunks) > 1 else "model"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _publish(partial: Path, target: Path) -> None:
-    """Flush every file, then give the folder its name: from here on the checkpoint counts."""
-    for path in (*partial.rglob("*"), partial):
-        _sync(path)
-    enter(Phase.RENAMING)
-    if target.exists():  # a damaged one, which did not count
-        target.rename(target.with_name(f"damaged-{target.name}-{time.time_ns()}"))
-    partial.rename(target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _check_shape(index: CheckpointIndex, shard: Shard) -> None:
+    """Rows that pad the vocabulary may be stored beyond the tensor's own."""
+    stored = index.tensors[shard.name].shape
+    rows_fit = len(stored) == len(shard.shape) and (
+        stored[:1] == shard.shape[:1] or (shard.is_padded and stored[0] > shard.shape[0])
+    )
+    if not rows_fit or stored[1:] != shard.shape[1:]:
+        raise CheckpointError(
+            f"{index.directory}: {shard.name} is {list(stored)} there, {list(shard.shape)} in the run file's model"
+        )

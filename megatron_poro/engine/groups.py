@@ -2,6 +2,8 @@
 
 import datetime
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -9,7 +11,10 @@ from megatron.core import parallel_state
 
 from megatron_poro.engine.launch import World
 from megatron_poro.engine.platform import Platform
+from megatron_poro.errors import PoroError
 from megatron_poro.topology import Layout
+
+Answer = TypeVar("Answer")
 
 
 def start_groups(world: World, layout: Layout, platform: Platform, *, timeout_seconds: float = 1200.0) -> None:
@@ -51,3 +56,17 @@ def sum_over_world(values: torch.Tensor) -> torch.Tensor:
     """The sum of `values` over all ranks, on every rank. Every rank must call it."""
     dist.all_reduce(values)
     return values
+
+
+def first_rank_decides(decide: Callable[[], Answer]) -> Answer:
+    """What `decide` returns on rank 0, on every rank. Every rank must call it; a PoroError that it raises is raised on all."""
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = decide()
+        except PoroError as error:
+            answer[1] = error
+    dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return cast(Answer, answer[0])

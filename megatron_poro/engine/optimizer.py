@@ -7,6 +7,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
 from megatron_poro.config import RunConfig
 from megatron_poro.engine.adam import provide_fused_adam
@@ -56,3 +57,18 @@ def set_learning_rate(optimizer: MegatronOptimizer, rate: float, weight_decay: f
     for group in optimizer.param_groups:
         group["lr"] = rate
         group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
+
+
+def prepare_update(optimizer: MegatronOptimizer) -> float:
+    """The norm of all gradients, which are then ready for `update`. Every rank must call it."""
+    optimizer.prepare_grads()
+    return float(optimizer.get_grad_norm())
+
+
+def update(optimizer: MegatronOptimizer, gradient_norm: float) -> None:
+    """Clip the prepared gradients by their norm and update the weights: megatron-core's `step` after its first part."""
+    for part in optimizer.chained_optimizers:
+        parameters = part.get_parameters()
+        if parameters and part.config.clip_grad > 0.0:
+            clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=gradient_norm)
+    optimizer.step_with_ready_grads()

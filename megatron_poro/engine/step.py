@@ -12,6 +12,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_poro.engine.groups import holds_loss, sum_over_world
+from megatron_poro.engine.optimizer import prepare_update, update
 from megatron_poro.engine.phases import Phase, enter
 
 Microbatch = tuple[np.ndarray[Any, np.dtype[np.integer[Any]]], int]
@@ -20,29 +21,39 @@ Microbatch = tuple[np.ndarray[Any, np.dtype[np.integer[Any]]], int]
 
 @dataclass(frozen=True)
 class StepResult:
-    """Mean loss per token over the global batch in nats, gradient norm before clipping, whether the weights were updated, and
-    whether any rank asked to stop."""
+    """Mean loss per token over the global batch in nats, gradient norm before clipping, whether the weights were updated, and the
+    votes of all ranks, summed."""
 
     loss: float
     gradient_norm: float
     updated: bool
-    stop: bool
+    votes: tuple[float, ...]
 
 
 def train_step(
-    chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, microbatches: Sequence[Microbatch], *, stop: bool
+    chunks: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    microbatches: Sequence[Microbatch],
+    *,
+    votes: Sequence[float] = (),
+    may_update: Callable[[float, float], bool] = lambda loss, gradient_norm: True,
 ) -> StepResult:
     """Forward, backward and update over this rank's microbatches. Every rank must call it.
 
-    `stop` is this rank's wish to end the run; it travels with the losses, so that all ranks learn of any rank's at the same step.
+    `votes` travel with the losses, so that all ranks learn of any rank's wishes at the same step and at no cost. `may_update` sees
+    loss and gradient norm, which are the same bits on every rank, and decides on the update: all ranks decide alike.
     """
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
-    totals = _run_schedule(chunks, microbatches, forward_only=False, stop=stop)
+    totals = _run_schedule(chunks, microbatches, forward_only=False, votes=votes)
     enter(Phase.OPTIMIZER)
-    updated, gradient_norm, _ = optimizer.step()
-    return StepResult(_mean(totals), float(gradient_norm or 0.0), bool(updated), bool(totals[2]))
+    gradient_norm = prepare_update(optimizer)
+    loss, counts = _mean(totals), totals[2:].tolist()  # reading the norm has waited for the device already
+    updated = may_update(loss, gradient_norm)
+    if updated:
+        update(optimizer, gradient_norm)
+    return StepResult(loss, gradient_norm, updated, tuple(counts))
 
 
 @torch.no_grad()
@@ -57,9 +68,13 @@ def evaluate(chunks: Sequence[DistributedDataParallel], microbatches: Sequence[M
 
 
 def _run_schedule(
-    chunks: Sequence[DistributedDataParallel], microbatches: Sequence[Microbatch], *, forward_only: bool, stop: bool = False
+    chunks: Sequence[DistributedDataParallel],
+    microbatches: Sequence[Microbatch],
+    *,
+    forward_only: bool,
+    votes: Sequence[float] = (),
 ) -> torch.Tensor:
-    """Sum of token losses, number of tokens and number of ranks that want to stop, float64 [3], summed over all ranks."""
+    """Sum of token losses, number of tokens, and the votes: float64 [2 + votes], summed over all ranks."""
     batch_size, row = microbatches[0][0].shape
     iterators: list[Iterator[Microbatch]] = [iter(microbatches) for _ in chunks]
     reports = get_forward_backward_func()(
@@ -71,8 +86,7 @@ def _run_schedule(
         micro_batch_size=batch_size,
         forward_only=forward_only,
     )
-    totals = torch.zeros(3, dtype=torch.float64, device=next(chunks[0].parameters()).device)
-    totals[2] = float(stop)
+    totals = torch.tensor([0.0, 0.0, *votes], dtype=torch.float64, device=next(chunks[0].parameters()).device)
     if holds_loss():
         totals[:2] += torch.stack(reports).sum(dim=0)
     return sum_over_world(totals)
@@ -109,5 +123,5 @@ def _report_loss(num_rows: int, losses: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def _mean(totals: torch.Tensor) -> float:
-    total, num_tokens, _ = totals.tolist()
+    total, num_tokens = totals[:2].tolist()
     return float(total / num_tokens)

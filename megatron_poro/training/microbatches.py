@@ -1,5 +1,7 @@
 """Rows of token ids as the microbatches that one rank feeds through the pipeline schedule."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from megatron_poro.config import RunConfig
@@ -9,15 +11,24 @@ from megatron_poro.topology import Layout, microbatch_samples
 
 
 def training_microbatches(
-    config: RunConfig, data: TrainingData, layout: Layout, *, first: int, count: int, data_rank: int
+    config: RunConfig, data: TrainingData, layout: Layout, *, runs: Sequence[range], data_rank: int
 ) -> list[tuple[Rows, int]]:
-    """This rank's part of the `count` samples from number `first` on: arrays [micro_batch, seq + 1] and their number of rows."""
+    """This rank's part of the step that reads the samples of `runs`: arrays [micro_batch, seq + 1] and their number of rows."""
     size = config.training.micro_batch_size
-    num_microbatches = count // (size * layout.data)
-    spans = [microbatch_samples(first, n, size, (data_rank, layout.data)) for n in range(num_microbatches)]
-    return [
-        (_checked(data.samples(span), config.model.vocab_size, f"samples {span.start}-{span.stop - 1}"), size) for span in spans
-    ]
+    num_microbatches = sum(map(len, runs)) // (size * layout.data)
+    spans = [microbatch_samples(0, n, size, (data_rank, layout.data)) for n in range(num_microbatches)]
+    return [(_read(config, data, runs, span), size) for span in spans]
+
+
+def _read(config: RunConfig, data: TrainingData, runs: Sequence[range], span: range) -> Rows:
+    """The rows of the step's samples number `span`, counted from the step's first."""
+    parts, passed = [], 0
+    for run in runs:
+        part = run[max(span.start - passed, 0) : max(span.stop - passed, 0)]
+        if part:
+            parts.append(_checked(data.samples(part), config.model.vocab_size, f"samples {part.start}-{part.stop - 1}"))
+        passed += len(run)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def validation_microbatches(config: RunConfig, held_out: HeldOutSet, layout: Layout, *, data_rank: int) -> list[tuple[Rows, int]]:

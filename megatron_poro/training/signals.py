@@ -1,29 +1,53 @@
-"""A signal asks the run to save and end after the current step; the same signal again ends the process at once."""
+"""What the run is asked for from outside: a signal or the file `stop` ends it after the current step, saved; `save` saves it.
+
+A second signal of the same kind ends the process at once.
+"""
 
 import os
 import signal
 import time
+from pathlib import Path
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-SAME_SECONDS = 1.0
+STOP, SAVE = "stop", "save"
+_LOOK_EVERY_SECONDS = 1.0
+_SAME_SECONDS = 1.0
 """Slurm signals every process of a step, so a rank hears one signal twice: from Slurm and from its supervisor."""
 
 
-class StopRequest:
-    """Whether this process was asked to stop. One rank's request stops all: ranks compare notes with each step's losses."""
+class Requests:
+    """What this process was asked for. One rank's request is all ranks': they compare notes with each step's losses.
 
-    def __init__(self) -> None:
-        self.is_made = False
-        self._first: dict[int, float] = {}
+    Files are looked for in `run_directory`, by one rank and at most once a second: a file system may be slow and shared.
+    """
+
+    def __init__(self, run_directory: Path | None) -> None:
+        self._run_directory = run_directory
+        self._looked = 0.0
+        self._heard: dict[int, float] = {}
+        self.stop = self.save = False
 
     def listen(self) -> None:
         """Take the stop signals from here on."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._note)
 
+    def look(self) -> None:
+        """Look for the files, now and then."""
+        if self._run_directory is not None and time.monotonic() >= self._looked + _LOOK_EVERY_SECONDS:
+            self._looked = time.monotonic()
+            self.stop = self.stop or (self._run_directory / STOP).exists()
+            self.save = (self._run_directory / SAVE).exists()
+
+    def clear(self, name: str) -> None:
+        """Remove the file `name`: it was heeded."""
+        if self._run_directory is not None:
+            (self._run_directory / name).unlink(missing_ok=True)
+            self.save = self.save and name != SAVE
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.is_made = True
-        if time.monotonic() - self._first.setdefault(number, time.monotonic()) > SAME_SECONDS:
+        self.stop = True
+        if time.monotonic() - self._heard.setdefault(number, time.monotonic()) > _SAME_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -12,12 +12,13 @@ from megatron_poro.config.duration_rules import find_batch_problems
 from megatron_poro.engine.heartbeat import HEARTBEATS
 from megatron_poro.engine.injection import FAULT, parse_faults
 from megatron_poro.engine.launch import World, die_with_parent, read_world, start_child, start_local, start_name
-from megatron_poro.engine.paths import list_checkpoints, read_state
+from megatron_poro.engine.paths import is_complete, list_checkpoints, step_of
 from megatron_poro.errors import STOPPED_CODE, USER_ERRORS, CheckpointError, ConfigError
 from megatron_poro.topology import Layout, build_layout
 from megatron_poro.training.failures import Start
 from megatron_poro.training.lock import lock_run
 from megatron_poro.training.rank import run_rank
+from megatron_poro.training.signals import STOP
 from megatron_poro.training.supervisor import watch_ranks
 
 GOOD_CODES = frozenset({0, STOPPED_CODE})
@@ -47,6 +48,9 @@ def run_training(path: Path, overrides: Sequence[str], *, stop_after: RunPoint |
         if done := find_finished(config):
             print(f"{config.run_directory} is done: {duration.num_steps} steps; its last checkpoint is {done}")
             return 0
+        if stop_file_was_there(Path(config.run_directory)):
+            print(f"not started: {Path(config.run_directory) / STOP} asked for that and is removed; the same command goes on")
+            return STOPPED_CODE
         print(f"starting {layout.world_size} process{'es' * (layout.world_size > 1)} for {layout}", flush=True)
         _say_where(config)
         start = Start(f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", True, time.time(), config.run_directory)
@@ -93,7 +97,14 @@ def _prepare(config: RunConfig, world: World) -> Layout:
 def find_finished(config: RunConfig) -> Path | None:
     """The run's last checkpoint when no step is left to take."""
     newest = list_checkpoints(Path(config.run_directory))[-1:]
-    return next((path for path in newest if read_state(path)["step"] == duration_of(config).num_steps), None)
+    return next((path for path in newest if step_of(path) == duration_of(config).num_steps and is_complete(path)), None)
+
+
+def stop_file_was_there(run_directory: Path) -> bool:
+    """Whether the run was asked to stop while it did not run; the file is removed."""
+    there = (run_directory / STOP).exists()
+    (run_directory / STOP).unlink(missing_ok=True)
+    return there
 
 
 def local_layout(config: RunConfig) -> Layout:

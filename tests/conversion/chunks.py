@@ -19,7 +19,7 @@ def write_checkpoint(directory: Path, chunks: Sequence[Chunk], *, per_file: int 
         for name, numbers, offsets, shape in chunks
     ]
     parts = [pending[n : n + per_file] for n in range(0, len(pending), per_file)]
-    files = [write_chunks(directory, number, part, hashed=False, done=lambda chunk: None) for number, part in enumerate(parts)]
+    files = [write_chunks(directory / f"__0_{number}.distcp", part, hashed=False) for number, part in enumerate(parts)]
     write_metadata(directory, files)
     return directory
 

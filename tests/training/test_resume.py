@@ -26,6 +26,14 @@ def stopped(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one process, with its checkpoints of steps 4, 8 and 12."""
+    folder = tmp_path_factory.mktemp("finished")
+    poro("train", file_for(folder, inputs))
+    return folder
+
+
 def test_another_layout_goes_on_with_the_same_losses_and_ledger(stopped: Path, inputs: Path, tmp_path: Path) -> None:
     copies: dict[str, Path] = {}
     for name, overrides in {"same": [], "other": ["parallel.pipeline=2", "parallel.virtual_stages=2"]}.items():
@@ -114,32 +122,57 @@ def remove_model(checkpoint: Path) -> None:
     (checkpoint / "model.json").unlink()
 
 
-DAMAGES = [damage_state, damage_metadata, flip_a_byte_of_the_tensors, remove_common, truncate_tensors, remove_model]
+def empty(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+
+
+DAMAGES = [damage_state, damage_metadata, flip_a_byte_of_the_tensors, remove_common, truncate_tensors, remove_model, empty]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_named(stopped: Path, inputs: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
+    finished: Path, inputs: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    _copy(finished / "run", tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.rmtree(checkpoints / "step_00000012")
+    damage(checkpoints / "step_00000008")
+    names = {path.name for path in (checkpoints / "step_00000008").iterdir()}
+    done = poro("train", file_for(tmp_path, inputs))
+    assert "step 4 of 12" in done.stdout
+    assert str(checkpoints / "step_00000008") in done.stderr
+    assert "Traceback" not in done.stderr
+    (aside,) = checkpoints.glob("damaged-step_00000008-*")
+    assert {path.name for path in aside.iterdir()} == names
+    assert losses_of(tmp_path / "run") == losses_of(finished / "run")
+
+
+def test_a_run_whose_last_checkpoint_is_cut_short_is_not_done(finished: Path, inputs: Path, tmp_path: Path) -> None:
+    _copy(finished / "run", tmp_path / "run")
+    truncate_tensors(tmp_path / "run" / "checkpoints" / "step_00000012")
+    assert "step 8 of 12" in poro("train", file_for(tmp_path, inputs)).stdout
+    assert losses_of(tmp_path / "run") == losses_of(finished / "run")
+
+
+def test_a_run_without_a_whole_checkpoint_starts_again(stopped: Path, inputs: Path, tmp_path: Path, finished: Path) -> None:
     _copy(stopped / "run", tmp_path / "run")
-    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000004"
-    damage(checkpoint)
-    error = poro("train", file_for(tmp_path, inputs), code=2).stderr
-    assert str(checkpoint) in error
-    assert "Traceback" not in error
+    truncate_tensors(tmp_path / "run" / "checkpoints" / "step_00000004")
+    assert "step 0 of 12" in poro("train", file_for(tmp_path, inputs)).stdout
+    assert losses_of(tmp_path / "run") == losses_of(finished / "run")
 
 
-def test_a_folder_that_is_no_checkpoint_neither_counts_nor_blocks(stopped: Path, inputs: Path, tmp_path: Path) -> None:
+def test_a_folder_of_another_name_neither_counts_nor_blocks(stopped: Path, inputs: Path, tmp_path: Path) -> None:
     _copy(stopped / "run", tmp_path / "run")
     checkpoints = tmp_path / "run" / "checkpoints"
     _copy(checkpoints / "step_00000004", checkpoints / "step_backup")
-    (checkpoints / "step_00000008").mkdir()
     assert "step 4 of 12" in poro("train", file_for(tmp_path, inputs)).stdout
-    assert len(losses_of(tmp_path / "run")) == 12
-    assert len(list(checkpoints.glob("damaged-step_00000008-*"))) == 1
+    assert (checkpoints / "step_backup").is_dir()
 
 
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(inputs: Path, tmp_path: Path) -> None:
     error = poro("train", file_for(tmp_path, inputs), "optimizer.learning_rate=1e15", code=2).stderr
-    assert "nothing of it was saved" in error
+    assert "nothing of them was saved" in error
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
