@@ -3,6 +3,8 @@
 import argparse
 import sys
 from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from megatron_poro.cli import data_plan, data_tokenize
@@ -45,9 +47,10 @@ def _add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("inspect", help="counts of a pair, and its documents as text")
+    parser = commands.add_parser("inspect", help="counts of a pair and its documents as text, or samples of a run")
     add = parser.add_argument
-    add("prefix", metavar="PREFIX", help="a pair, named without .bin and .idx")
+    add("prefix", metavar="PREFIX", help="a pair, named without .bin and .idx; a run file with --samples")
+    add("--samples", type=_sample_range, metavar="A-B", help="samples A to B of the run file: where they come from, and their text")
     add("--tokenizer", metavar="PATH", help=f"{_TOKENIZER_HELP} (default: none, token ids are printed)")
     documents = "documents A to B - 1, counted from 0 (default: 0:1)"
     add("--documents", type=_document_range, default=range(1), metavar="A:B", help=documents)
@@ -90,6 +93,14 @@ def _document_range(text: str) -> range:
     return range(first, end)
 
 
+def _sample_range(text: str) -> range:
+    try:
+        first, _, last = text.partition("-")
+        return range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no sample number and not A-B, such as 4096-4103") from None
+
+
 def _merge(args: argparse.Namespace) -> int:
     from data_indexing.merge import merge
 
@@ -122,9 +133,20 @@ def _inspect(args: argparse.Namespace) -> int:
     from data_indexing.inspect import inspect, render
 
     tokenizer = _optional_tokenizer(args.tokenizer)
+    if args.samples is not None:
+        return _inspect_samples(args, tokenizer)
     _write_utf8(render(inspect(args.prefix, tokenizer, documents=args.documents), raw=args.raw))
     if args.statistics:
         _write_utf8(statistics.render(statistics.measure(args.prefix, top=args.top), tokenizer))
+    return 0
+
+
+def _inspect_samples(args: argparse.Namespace, tokenizer: Any) -> int:
+    from megatron_poro.config import load_run
+    from megatron_poro.data import TrainingData, render_samples
+
+    with closing(TrainingData(load_run(Path(args.prefix)).data)) as data:
+        _write_utf8(render_samples(data, args.samples, tokenizer))
     return 0
 
 

@@ -41,7 +41,9 @@ def resolve(plain: Plain, problems: Problems) -> RunConfig | None:
 
 def save_run(config: RunConfig, path: Path) -> None:
     """Write the resolved config as a run file of its own: it names every value and needs no preset."""
-    path.write_text(tomli_w.dumps(to_plain(config)), encoding="utf-8")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(tomli_w.dumps(to_plain(config)), encoding="utf-8")
+    partial.rename(path)
 
 
 def shapes() -> dict[str, Plain]:

@@ -8,6 +8,7 @@ from megatron_poro.data.ledger import Ledger, SourceEntry, ledger_at
 from megatron_poro.data.order import ORDER_VERSION, Located, SampleOrder, build_order
 from megatron_poro.data.permutation import Permutation, build_permutation
 from megatron_poro.data.plan import Plan, SourcePlan, build_plan
+from megatron_poro.data.samples import render_samples
 from megatron_poro.data.sources import fingerprint_of
 from megatron_poro.data.windows import Windows, read_windows, to_windows
 
@@ -36,5 +37,6 @@ __all__ = [
     "fingerprint_of",
     "ledger_at",
     "read_windows",
+    "render_samples",
     "to_windows",
 ]

@@ -6,6 +6,8 @@ step n takes back every record of a later step: a run that was killed repeats th
 
 import json
 import os
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,42 @@ Record = dict[str, Any]
 
 
 class JsonLinesSink:
-    """Appends records to a file; each line reaches the kernel at once, so a killed process loses none."""
+    """Appends records to a file; each line reaches the kernel at once, so a killed process loses none.
+
+    While the disk is full, records wait in memory.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - lives as long as the run
+        self._lock = threading.Lock()
+        self._waiting = b""
         self._end_torn_line()
 
     def write(self, record: Record) -> None:
-        """Append one record."""
-        self._file.write(json.dumps(record).encode() + b"\n")
+        """Append one record; any thread may."""
+        with self._lock:
+            had_room = not self._waiting
+            self._waiting += json.dumps(record).encode() + b"\n"
+            try:
+                self._flush()
+            except OSError as error:
+                if had_room:
+                    print(
+                        f"warning: {self._file.name}: {error.strerror}; records wait in memory until it can be written",
+                        file=sys.stderr,
+                    )
 
     def close(self) -> None:
-        """Flush to the disk and close."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        """Flush to the disk and close. Raises OSError when records are lost."""
+        with self._file:
+            self._flush()
+            os.fsync(self._file.fileno())
+
+    def _flush(self) -> None:
+        while self._waiting:
+            written = self._file.write(self._waiting)
+            self._waiting = self._waiting[written:]
 
     def _end_torn_line(self) -> None:
         """A kill in the middle of a write leaves a line without an end; the next record must not continue it."""

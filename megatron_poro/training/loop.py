@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron.core import parallel_state
 
 from data_indexing.progress import progress
-from megatron_poro.config import RANDOM, RunConfig, TrainingConfig, save_run
+from megatron_poro.config import RANDOM, DataConfig, RunConfig, TrainingConfig, save_run
 from megatron_poro.config.duration import duration_of
 from megatron_poro.config.parse import to_plain
 from megatron_poro.data import TrainingData
@@ -81,7 +81,10 @@ def _start_or_resume(trainer: Trainer) -> None:
     origin = str(found or config.checkpoint.initial)
     trainer.source = read_source(origin)
     if trainer.is_first:
-        save_run(config, trainer.run_directory / "config.toml")
+        try:
+            save_run(config, trainer.run_directory / "config.toml")
+        except OSError as error:
+            print(f"warning: {trainer.run_directory / 'config.toml'}: {error.strerror}", file=sys.stderr)
         precision, steps = config.training.precision, trainer.duration.num_steps
         print(f"training {trainer.layout} in {precision} from {origin}, step {trainer.state.step} of {steps}", flush=True)
     trainer.write_start(origin)
@@ -132,9 +135,16 @@ def _take_step(trainer: Trainer) -> StepResult:
     phases.end_step(seconds)
     if reason or trainer.state.step % config.observe.log_every_steps == 0:
         _log_step(trainer, result, rate, batch_tokens=batch_tokens, seconds=seconds)
+    if _mix_changes(config.data, before.samples, runs[-1].stop):
+        trainer.monitor.forget()
     if reason:
         report_bad_step(trainer, reason, runs=runs)
     return result
+
+
+def _mix_changes(data: DataConfig, first: int, stop: int) -> bool:
+    """Whether a stage begins after sample `first` and by sample `stop`: from there on other losses are usual."""
+    return any(first < stage.from_tokens // data.sequence_length <= stop for stage in data.stages)
 
 
 def _heed(trainer: Trainer, result: StepResult) -> bool:

@@ -68,7 +68,10 @@ def report_bad_step(trainer: Trainer, reason: str, *, runs: list[range]) -> None
         )
     trainer.write("bad_step", reason=reason, samples=[[run.start, run.stop - 1] for run in runs])
     if trainer.is_first:
-        _note_origins(trainer.run_directory, trainer.data, {"step": step, "reason": reason}, runs=runs)
+        try:
+            _note_origins(trainer.run_directory, trainer.data, {"step": step, "reason": reason}, runs=runs)
+        except OSError as error:
+            print(f"warning: {trainer.run_directory / BAD_STEPS}: {error.strerror}", file=sys.stderr)
         print(
             f"warning: step {step} is left out: {reason}; it had read samples {samples} "
             f"(`poro data inspect RUN.toml --samples {runs[0].start}-{runs[-1].stop - 1}` shows them)",

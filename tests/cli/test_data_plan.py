@@ -1,12 +1,15 @@
 """`poro data blend` and `poro data ledger` answer for a run file at any point, as a table and as JSON."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron_poro.cli.main import main
+from megatron_poro.config import load_run
+from megatron_poro.data import TrainingData, documents_of
 from tests.runs import write_run, write_tokens
 
 
@@ -69,3 +72,15 @@ def test_a_point_that_cannot_be_is_refused(run_file: Path, words: list[str]) -> 
     with pytest.raises(SystemExit) as stopped:
         main(["data", "ledger", str(run_file), *words])
     assert stopped.value.code == 2
+
+
+def test_samples_are_shown_with_their_origin(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_run(run_file)
+    with closing(TrainingData(config.data)) as data:
+        rows, origins = data.samples(range(8, 10)).tolist(), documents_of(data, range(8, 10))
+    assert main(["data", "inspect", str(run_file), "--samples", "8-9"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [[int(token) for token in line.split()] for line in lines[1::2]] == rows
+    for line, origin in zip(lines[::2], origins, strict=True):
+        documents = f"documents {origin.documents.start}-{origin.documents.stop - 1}"
+        assert line == f"=== sample {origin.sample}: {origin.source}, epoch 0, sequence {origin.sequence}, {documents} ==="

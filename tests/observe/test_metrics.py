@@ -36,6 +36,30 @@ def test_a_restart_takes_back_the_steps_it_repeats(tmp_path: Path) -> None:
     assert read_metrics(path) == [step(1, 3.0), start, step(2, 2.6)]
 
 
+def test_records_wait_while_the_disk_is_full(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    # A limit on the size of files stands for the disk.
+    program = f"""
+import resource, signal
+from pathlib import Path
+from megatron_poro.observe import JsonLinesSink
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sink = JsonLinesSink(Path({str(path)!r}))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+for number in range(100):
+    sink.write({{"event": "step", "step": number}})
+assert Path({str(path)!r}).stat().st_size == 1000
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+sink.write({{"event": "step", "step": 100}})
+sink.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    assert [record["step"] for record in read_metrics(path)] == list(range(101))
+    assert done.stderr.count("records wait in memory") == 1
+
+
 def test_a_line_torn_by_a_kill_is_left_out_and_harms_no_other(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     write(path, step(1, 3.0))
