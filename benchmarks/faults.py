@@ -18,6 +18,7 @@ import sys
 sys.path.pop(0)  # this folder: its tokenize.py must not stand in for the standard library's
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -52,7 +53,7 @@ KINDS = {
 }  # fmt: skip
 """How often each kind is drawn, relative to the others. NaNs come at fixed steps of every other run."""
 LONGEST_SECONDS = 600
-DISK_BYTES = 64 * 2**20
+DISK_BYTES = 256 * 2**20
 
 
 class CampaignError(Exception):
@@ -181,7 +182,7 @@ class Campaign:
         if phase in ("saving", "renaming", "validation"):
             step = min(first - first % SAVE_EVERY + SAVE_EVERY, STEPS)
             return phase, f"rank={0 if phase == 'renaming' else rank},step={step}-{STEPS},phase={phase},times=1"
-        step = min(first + self.random.randint(1, 2 * SAVE_EVERY), STEPS)
+        step = min(first + self.random.randint(1, 3 * SAVE_EVERY), STEPS)
         return phase, f"rank={rank},step={step},phase={phase}"
 
     def _do_kill_a_rank(self, life: Life) -> str:
@@ -249,11 +250,12 @@ class Campaign:
         pattern = self.random.choice(CHECKPOINT_FILES)
         change(self.random.choice(sorted(found[-1].glob(pattern))))
         left = {path.name for path in found[-1].iterdir()}
-        output = self._start(life, "kill@rank=0,phase=data,times=1", {137}, f"a start after a change of {pattern}")
-        if not found[-1].with_name(found[-1].name).exists() and f"{found[-1].name}" in output:
-            life.damaged.append(left)
-            return pattern
-        raise CampaignError(f"{found[-1]}: a change of {pattern} was not seen\n{output}")
+        step = min(step_of(found[-1]) + self.random.randint(1, SAVE_EVERY), STEPS)
+        output = self._start(life, f"kill@rank=0,step={step},phase=data", {137}, f"a start after a change of {pattern}")
+        if f"{found[-1]} is set aside" not in output:
+            raise CampaignError(f"{found[-1]}: a change of {pattern} was not seen\n{output}")
+        life.damaged.append(left)
+        return pattern
 
     def _do_full_disk(self, life: Life) -> str:
         """The disk of the checkpoints fills up while the run goes on over two saves."""
@@ -263,7 +265,7 @@ class Campaign:
             return ""
 
         def fill(process: "subprocess.Popen[str]") -> None:
-            with open(filler, "wb") as file, __import__("contextlib").suppress(OSError):
+            with open(filler, "wb") as file, contextlib.suppress(OSError):
                 while True:
                     file.write(bytes(2**16))
                     file.flush()
@@ -271,7 +273,7 @@ class Campaign:
             filler.unlink()
             process.send_signal(signal.SIGTERM)
 
-        output = self._start(life, "", {75, 0}, "a full disk", fill)
+        output = self._start(life, "", {75, 74, 0}, "a full disk", fill)
         if "was not saved" not in output:
             raise CampaignError(f"no save failed on the full disk\n{output}")
         return "tmpfs"
@@ -359,9 +361,8 @@ def leftovers(life: Life) -> list[str]:
     problems = []
     if left := sorted(path.name for path in folder.glob("partial-*")):
         problems.append(f"left over: {left}")
-    if (steps := [step_of(path) for path in list_checkpoints(life.run)])[-KEEP_LAST:] != sorted(steps)[-KEEP_LAST:] or len(
-        steps
-    ) != KEEP_LAST:
+    steps = [step_of(path) for path in list_checkpoints(life.run)]
+    if len(steps) != KEEP_LAST or steps[-1] != STEPS:
         problems.append(f"checkpoints kept: {steps}")
     aside = sorted(sorted(path.name for path in damaged.iterdir()) for damaged in folder.glob("damaged-*"))
     if aside != sorted(map(sorted, life.damaged)):

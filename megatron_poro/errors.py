@@ -10,6 +10,8 @@ from data_indexing.errors import DataError
 USER_ERROR_CODE = 2
 HANG_CODE = 70
 """A rank was silent for too long; every rank's stacks were written and the run ended (EX_SOFTWARE)."""
+UNSAVED_CODE = 74
+"""The run ended where it should, but its last checkpoint could not be written (EX_IOERR)."""
 STOPPED_CODE = 75
 """A signal stopped the run and it was saved; the same command goes on (EX_TEMPFAIL)."""
 WEIGHTS_CODE = 76
@@ -46,6 +48,10 @@ class TrainingError(PoroError):
 
 class WeightsError(TrainingError):
     """Copies of the model that must be equal bit for bit are not."""
+
+
+class UnsavedError(PoroError):
+    """A run that ended without its last checkpoint."""
 
 
 class LaunchError(PoroError):

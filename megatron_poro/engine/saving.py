@@ -29,6 +29,7 @@ from megatron_poro.engine.paths import checkpoint_path, partial_path, remove_par
 from megatron_poro.engine.phases import Phase, reached
 from megatron_poro.engine.platform import Platform
 from megatron_poro.engine.shards import Shard, saved_shards
+from megatron_poro.errors import UnsavedError
 
 FORMAT = 1
 _SPARE_BYTES = 16 * 2**20
@@ -84,6 +85,7 @@ class CheckpointSaver:
         self.asynchronous = config.checkpoint.asynchronous and _can_write_beside(platform)
         self.stall_seconds = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._problem = ""
         self._order: Order | None = None
         self._writing: Future[WrittenFile | None] | None = None
         self._publishing: Future[None] | None = None
@@ -142,9 +144,15 @@ class CheckpointSaver:
             dist.barrier()
 
     def close(self) -> None:
-        """Return once everything is written and published."""
+        """Return once everything is written and published. Raises UnsavedError on every rank when the last save was given up."""
         self.finish(wait=True)
         self._thread.shutdown()
+        problem = [self._problem]
+        dist.broadcast_object_list(problem)
+        if problem[0]:
+            raise UnsavedError(
+                f"the run ends unsaved: {problem[0]}; free space and start it again, it goes on from its last checkpoint"
+            )
 
     def _prepare(self, target: Path) -> str:
         """Make the folder that the parts go into; what prevents it, if anything."""
@@ -194,9 +202,11 @@ class CheckpointSaver:
             shutil.rmtree(partial, ignore_errors=True)
             self._give_up(order.target, str(error))
         else:
+            self._problem = ""
             self._listener.saved(order)
 
     def _give_up(self, target: Path, problem: str) -> None:
+        self._problem = problem
         if dist.get_rank() == 0:
             self._listener.failed(target, problem)
 

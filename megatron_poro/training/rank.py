@@ -17,7 +17,7 @@ from megatron_poro.engine.heartbeat import HEARTBEATS, BeatFile, beat_path, stac
 from megatron_poro.engine.injection import read_injection
 from megatron_poro.engine.launch import World, export_world
 from megatron_poro.engine.phases import Limits, Pulse, start_pulse
-from megatron_poro.errors import STOPPED_CODE, USER_ERROR_CODE, USER_ERRORS, WEIGHTS_CODE, WeightsError
+from megatron_poro.errors import STOPPED_CODE, UNSAVED_CODE, USER_ERROR_CODE, USER_ERRORS, WEIGHTS_CODE, UnsavedError, WeightsError
 from megatron_poro.topology import Layout
 from megatron_poro.training.failures import Failure, Start, load_start, lost_a_peer, report_failure, wait_for_failure
 from megatron_poro.training.lock import lock_run
@@ -89,6 +89,8 @@ def _explain_end(start: Start, world: World, error: BaseException) -> int:
 def _code_and_kind(error: BaseException) -> tuple[int, str]:
     if isinstance(error, WeightsError):
         return WEIGHTS_CODE, "weights"
+    if isinstance(error, UnsavedError):
+        return UNSAVED_CODE, "user"
     return (USER_ERROR_CODE, "user") if isinstance(error, USER_ERRORS) else (BUG_CODE, "bug")
 
 

@@ -10,9 +10,10 @@ Ranks are forked from one process, so that megatron-core is imported once. Runs 
 import multiprocessing
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -71,13 +72,18 @@ def build_config(checkpoint: Path, layout: str) -> RunConfig:
 
 
 def run_layout(config: RunConfig, platform: Platform, target: Path) -> None:
-    """Fork the ranks of one layout and wait for them; the first that fails ends the others and the program."""
+    """The logits of one layout."""
     size = config.parallel.tensor * config.parallel.pipeline
+    start_ranks(run_rank, (config, target), size, platform, name=target.stem)
+
+
+def start_ranks(program: Callable[..., None], words: tuple[Any, ...], size: int, platform: Platform, *, name: str) -> None:
+    """Fork ranks that run `program(*words, world, platform)` and wait for them; the first that fails ends the others and this."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port, fd = listener.getsockname()[1], listener.fileno()
         worlds = [World(rank, size, rank, port=port, listen_fd=fd, is_local=True) for rank in range(size)]
         fork = multiprocessing.get_context("fork")
-        jobs = [fork.Process(target=run_rank, args=(config, world, platform, target), daemon=True) for world in worlds]
+        jobs = [fork.Process(target=program, args=(*words, world, platform), daemon=True) for world in worlds]
         for job in jobs:
             job.start()
     running = {job.sentinel: job for job in jobs}
@@ -86,10 +92,10 @@ def run_layout(config: RunConfig, platform: Platform, target: Path) -> None:
             job = running.pop(sentinel)  # type: ignore[arg-type]
             job.join()
             if job.exitcode:
-                sys.exit(f"{target.stem}: a rank ended with {job.exitcode}")  # daemons end with this process
+                sys.exit(f"{name}: a rank ended with {job.exitcode}")  # daemons end with this process
 
 
-def run_rank(config: RunConfig, world: World, platform: Platform, target: Path) -> None:
+def run_rank(config: RunConfig, target: Path, world: World, platform: Platform) -> None:
     """One process of a layout: groups, model and weights as `poro train` makes them, then the logits."""
     from megatron_poro.engine.checkpoint import load_weights
     from megatron_poro.engine.groups import holds_loss, start_groups, stop_groups

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_poro.engine.platform import install_cpu_platform
+from megatron_poro.engine.platform import start_platform
 
-install_cpu_platform()
+start_platform(0)
 
 from megatron_poro.engine.shards import boxes_of_range  # noqa: E402 - megatron-core is imported on the platform
 

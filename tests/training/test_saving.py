@@ -79,8 +79,9 @@ def test_a_full_disk_costs_that_save_and_not_the_run(parallel: dict[str, int], i
     # A limit on the size of files stands for the disk: a write beyond it fails as one to a full disk does.
     limited = ["bash", "-c", 'trap "" XFSZ; ulimit -f 400; exec "$@"', "bash", *command("train", path)]
     done = subprocess.run(limited, capture_output=True, text=True, check=False, env=dict(os.environ), timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 74, done.stderr
     assert done.stderr.count("was not saved") == 3
+    assert "error: the run ends unsaved" in done.stderr
     assert steps_of(tmp_path / "run") == [3]
     assert not list((tmp_path / "run" / "checkpoints").glob("partial-*"))
     failed = [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["event"] == "checkpoint_failed"]
