@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_poro.conversion.files import read_json, write_json
+from megatron_poro.conversion.files import read_json, to_json, write_json
 from megatron_poro.errors import ConversionError
 
 CHECKSUMS = "files.json"
@@ -22,7 +22,17 @@ def hash_files(directory: Path, names: Iterable[str]) -> dict[str, Any]:
 
 def write_checksums(directory: Path, hashes: Mapping[str, Any]) -> None:
     """Write `files.json`."""
-    write_json(directory / CHECKSUMS, {"format": FORMAT, "files": dict(hashes)})
+    write_json(directory / CHECKSUMS, _content(hashes))
+
+
+def check_checksums(directory: Path) -> None:
+    """Raise ConversionError unless `files.json` is what `write_checksums` would write: nothing lists its own checksum."""
+    if (directory / CHECKSUMS).read_text(encoding="utf-8") != to_json(_content(read_checksums(directory))):
+        raise ConversionError(f"{directory / CHECKSUMS} is damaged; copy it again")
+
+
+def _content(hashes: Mapping[str, Any]) -> dict[str, Any]:
+    return {"format": FORMAT, "files": dict(hashes)}
 
 
 def read_checksums(directory: Path) -> dict[str, Any]:

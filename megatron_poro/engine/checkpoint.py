@@ -16,6 +16,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_poro.config import RANDOM, ModelConfig
 from megatron_poro.conversion import (
+    check_checksums,
     check_files,
     differing_keys,
     read_checkpoint_index,
@@ -42,6 +43,7 @@ def find_damage(checkpoint: Path) -> str:
     """
     try:
         listed = read_checksums(checkpoint)
+        check_checksums(checkpoint)
         if missing := sorted(FILES - listed.keys()):
             raise ConversionError(f"{checkpoint / 'files.json'} lists no {missing[0]}")
         if dist.get_rank() == 0:

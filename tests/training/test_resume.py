@@ -122,12 +122,31 @@ def remove_model(checkpoint: Path) -> None:
     (checkpoint / "model.json").unlink()
 
 
+def change_checksums(checkpoint: Path) -> None:
+    listed = (checkpoint / "files.json").read_text()
+    (checkpoint / "files.json").write_text(listed.replace('"format"', '"gormat"'))
+
+
+def remove_checksums(checkpoint: Path) -> None:
+    (checkpoint / "files.json").unlink()
+
+
 def empty(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
     checkpoint.mkdir()
 
 
-DAMAGES = [damage_state, damage_metadata, flip_a_byte_of_the_tensors, remove_common, truncate_tensors, remove_model, empty]
+DAMAGES = [
+    damage_state,
+    damage_metadata,
+    flip_a_byte_of_the_tensors,
+    remove_common,
+    truncate_tensors,
+    remove_model,
+    change_checksums,
+    remove_checksums,
+    empty,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
