@@ -183,11 +183,13 @@ class FaultsConfig:
         "bad steps in a row after which the run goes back to a checkpoint and leaves out their samples; 0 means never", default=8
     )
     hang_factor: float = setting(
-        "a rank silent for this many times the slowest step so far (and hang_least_seconds) hangs; 0 means it is never ended",
+        "a rank silent for this many times the slowest of its last 50 steps (and hang_least_seconds) hangs; 0 means never",
         default=10.0,
     )
     hang_least_seconds: float = setting("least silence that counts as a hang", default=120.0)
-    hang_other_seconds: float = setting("silence that counts as a hang outside of steps: start-up, loading, saving", default=1800.0)
+    hang_other_seconds: float = setting(
+        "silence that counts as a hang before the first step and outside of steps: start-up, loading, saving", default=1800.0
+    )
     straggler_percent: float = setting("a rank slower than the median by this is named; 0 means none", default=20.0)
     straggler_every_steps: int = setting("steps between comparisons of the ranks' times; 0 means never", default=100)
     weight_hash_every_steps: int = setting(

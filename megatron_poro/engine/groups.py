@@ -70,3 +70,17 @@ def first_rank_decides(decide: Callable[[], Answer]) -> Answer:
     if answer[1] is not None:
         raise answer[1]
     return cast(Answer, answer[0])
+
+
+def gather_over_world(values: torch.Tensor) -> torch.Tensor:
+    """Every rank's `values` [n] as [world, n], on every rank. Every rank must call it."""
+    gathered = values.new_empty(dist.get_world_size() * values.numel())
+    dist.all_gather_into_tensor(gathered, values)
+    return gathered.view(-1, values.numel())
+
+
+def gather_texts(text: str) -> list[str]:
+    """Every rank's `text`, on every rank; slow, for rare occasions. Every rank must call it."""
+    texts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(texts, text)
+    return texts

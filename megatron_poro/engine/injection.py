@@ -27,6 +27,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -135,28 +136,24 @@ class Injection:
         self.chunks: list[Any] = []
         self._faults = [fault for fault in faults if fault.rank == rank]
         self._times = [0] * len(self._faults)
-        self._seen: dict[str, int] = {}
-        self._step = -1
+        self._seen: Counter[tuple[str, int]] = Counter()
 
     def reach(self, phase: str, step: int) -> None:
         """The rank enters `phase` of `step`."""
-        if step != self._step:
-            self._step, self._seen = step, {}
-        self._seen[phase] = self._seen.get(phase, 0) + 1
+        self._seen[phase, step] += 1
         for n, fault in enumerate(self._faults):
-            if self._is_due(fault, phase, self._times[n]):
+            if self._times[n] < fault.times and self._is_due(fault, phase, step):
                 self._times[n] += 1
-                self._do(fault)
+                self._do(fault, step)
 
-    def _is_due(self, fault: Fault, phase: str, times: int) -> bool:
-        is_step = not fault.last_step or fault.first_step <= self._step <= fault.last_step
-        is_turn = not fault.occurrence or fault.occurrence == self._seen[phase]
-        return phase == fault.phase and is_step and is_turn and times < fault.times
+    def _is_due(self, fault: Fault, phase: str, step: int) -> bool:
+        is_step = not fault.last_step or fault.first_step <= step <= fault.last_step
+        is_turn = not fault.occurrence or fault.occurrence == self._seen[phase, step]
+        return phase == fault.phase and is_step and is_turn
 
-    def _do(self, fault: Fault) -> None:
-        print(
-            f"fault on purpose: {fault.action} on rank {fault.rank}, step {self._step}, {fault.phase}", file=sys.stderr, flush=True
-        )
+    def _do(self, fault: Fault, step: int) -> None:
+        where = f"rank {fault.rank}, step {step}, {fault.phase}"
+        print(f"fault on purpose: {fault.action} on {where}", file=sys.stderr, flush=True)
         act = _act(fault, self.chunks)
         if not fault.delay:
             act()

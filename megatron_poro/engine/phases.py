@@ -112,10 +112,10 @@ def enter(phase: Phase) -> None:
     _pulse.enter(phase)
 
 
-def reached(phase: Phase) -> None:
-    """A fault asked for at `phase` may happen here. For threads beside training, whose phase is not the rank's."""
+def reached(phase: Phase, step: int) -> None:
+    """A fault asked for at `phase` of `step` may happen here. For threads beside training, which has gone on since."""
     if _pulse.injection is not None:
-        _pulse.injection.reach(phase.label, _pulse.step)
+        _pulse.injection.reach(phase.label, step)
 
 
 def begin_step(step: int) -> None:
@@ -134,6 +134,11 @@ def end_step(seconds: float) -> None:
 def resume_at(step: int) -> None:
     """The run stands after `step` steps."""
     _pulse.step, _pulse.microbatch = step, 0
+
+
+def last_step_seconds() -> float:
+    """Seconds that the last good step took; 0 before the first."""
+    return _pulse.recent[-1] if _pulse.recent else 0.0
 
 
 def watch_model(chunks: Sequence[Any]) -> None:

@@ -193,7 +193,7 @@ class CheckpointSaver:
             if problems:
                 raise OSError(problems[0])
             _complete(partial, order, parts)
-            reached(Phase.RENAMING)
+            reached(Phase.RENAMING, order.state["step"])
             if order.target.exists():
                 set_aside(order.target)
             partial.rename(order.target)

@@ -16,7 +16,7 @@ from typing import Any
 
 EVENTS = "events.jsonl"
 SKEW_SECONDS = 1.0
-LOST_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|timeout|socket", re.IGNORECASE)
+LOST_PEER = re.compile(r"connection (closed|reset|refused)|broken pipe|timed out|timeout|pair\.cc|nccl error|socket", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

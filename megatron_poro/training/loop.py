@@ -27,6 +27,7 @@ from megatron_poro.engine.schedule import learning_rate
 from megatron_poro.engine.step import StepResult, evaluate, train_step
 from megatron_poro.observe import SinkGroup, open_sinks
 from megatron_poro.topology import Layout
+from megatron_poro.training.compare import RankComparison
 from megatron_poro.training.microbatches import training_microbatches, validation_microbatches
 from megatron_poro.training.monitor import StepMonitor
 from megatron_poro.training.recovery import report_bad_step, resume, roll_back
@@ -58,6 +59,7 @@ def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *
         saver=CheckpointSaver(config, chunks, optimizer, platform=platform, listener=SaveNews(config, sinks)),
         requests=requests,
         monitor=StepMonitor(config.faults),
+        comparison=RankComparison(config.faults, layout, platform, chunks),
     )
     phases.watch_model(chunks)
     _start_or_resume(trainer)
@@ -98,7 +100,10 @@ def _run_steps(trainer: Trainer, last_step: int) -> bool:
     with _step_progress(trainer, max(last_step - trainer.state.step, 0)) as advance:
         while trainer.state.step < last_step and not stopped:
             before = trainer.state.step
-            stopped = _heed(trainer, _take_step(trainer))
+            result = _take_step(trainer)
+            for record in trainer.comparison.after_step(trainer.state.step):
+                trainer.write(**record)
+            stopped = _heed(trainer, result)
             step = trainer.state.step
             if step > before and is_validated(step, trainer.duration.num_steps, trainer.config.training):
                 _validate(trainer)

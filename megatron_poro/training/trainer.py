@@ -17,6 +17,7 @@ from megatron_poro.engine.phases import Phase, enter
 from megatron_poro.engine.saving import CheckpointSaver
 from megatron_poro.observe import SinkGroup
 from megatron_poro.topology import Layout
+from megatron_poro.training.compare import RankComparison
 from megatron_poro.training.monitor import StepMonitor
 from megatron_poro.training.signals import Requests
 from megatron_poro.training.state import TrainState
@@ -38,6 +39,7 @@ class Trainer:
     saver: CheckpointSaver
     requests: Requests
     monitor: StepMonitor
+    comparison: RankComparison
     state: TrainState = TrainState()
     windows: Windows = Windows()
     source: dict[str, Any] = field(default_factory=dict)
@@ -57,7 +59,11 @@ class Trainer:
         self.write("start", origin=origin, layout=str(self.layout), versions=versions(), **values)
 
     def save(self) -> None:
-        """Begin a checkpoint of the present step. Every rank must call it."""
+        """Begin a checkpoint of the present step. Every rank must call it.
+
+        Raises WeightsError, and saves nothing, when copies of the weights differ.
+        """
+        self.comparison.before_save(self.state.step)
         enter(Phase.SAVING)
         state = {
             **asdict(self.state),

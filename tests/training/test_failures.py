@@ -121,5 +121,6 @@ def test_what_a_lost_peer_looks_like() -> None:
     outer.__cause__ = closed
     assert lost_a_peer(closed)
     assert lost_a_peer(outer)
+    assert not lost_a_peer(RuntimeError("ProcessGroupGloo::allgather: invalid tensor size"))
     assert not lost_a_peer(RuntimeError("shape mismatch"))
     assert not lost_a_peer(None)
