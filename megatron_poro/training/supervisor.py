@@ -98,6 +98,7 @@ class Supervisor(Watch):
         self._looked = time.monotonic()
         self._failure: Failure | None = None
         self._news = threading.Event()
+        self._asked = threading.Event()
         self._files = threading.Lock()
         self._is_final = False
         self._interval = max(1.0, world_size / BUSY_WORLD)
@@ -109,6 +110,7 @@ class Supervisor(Watch):
     def started(self, pids: Mapping[int, int]) -> None:
         """Begin to watch."""
         self._ranks = [Watched(rank, pid, self._first_limit) for rank, pid in pids.items()]
+        signal.signal(signal.SIGQUIT, lambda number, frame: self._asked.set())
         threading.Thread(target=self._keep_files, daemon=True).start()
 
     def look(self) -> int | None:
@@ -124,6 +126,10 @@ class Supervisor(Watch):
         self._looked = now
         if (failure := self._failure) is not None:
             return self._follow(failure)
+        if self._asked.is_set():
+            self._asked.clear()
+            folder = _within(DISK_SECONDS, lambda: self._write_stacks(final=False))
+            print(f"stacks were asked for and are in {folder}", file=sys.stderr, flush=True)
         late = [rank for rank in self._ranks if rank.hangs]
         return self._end_hang(max(late, key=lambda rank: rank.silent_seconds)) if late else None
 
@@ -144,7 +150,7 @@ class Supervisor(Watch):
         if any(rank.rank == failure.rank for rank in self._ranks) and failure.kind != "hang":
             return None  # its end is seen by itself
         if failure.kind == "hang":
-            _within(DISK_SECONDS, self._write_stacks)
+            _within(DISK_SECONDS, lambda: self._write_stacks(final=True))
             self.grace_seconds = 0.0
             time.sleep(min(3.0, GATHER_SECONDS / 2))  # the reporting supervisor's ranks must not see these go
         if self._speaks:
@@ -165,7 +171,7 @@ class Supervisor(Watch):
         return HANG_CODE
 
     def _report_hang(self) -> bool:
-        folder = self._write_stacks()
+        folder = self._write_stacks(final=True)
         reports = self._gather_reports()
         missing = sorted(set(range(self._world_size)) - {report.rank for report in reports})
         told = describe_hang(reports, missing)
@@ -176,16 +182,16 @@ class Supervisor(Watch):
         print(f"stacks of every rank: {folder}\nthe run ends with exit code {HANG_CODE}", file=sys.stderr, flush=True)
         return True
 
-    def _write_stacks(self) -> Path:
-        """Stacks of this supervisor's ranks into the run directory, then their last heartbeats, marked as final."""
+    def _write_stacks(self, *, final: bool) -> Path:
+        """Stacks of this supervisor's ranks into the run directory, then their heartbeats; the final ones are the last."""
         folder = self._run_directory / "stacks" / self._start.name
         folder.mkdir(parents=True, exist_ok=True)
         stacks = collect_stacks(self._directory, {rank.rank: rank.pid for rank in self._ranks})
         with self._files:
-            self._is_final = True
+            self._is_final = final
         for rank in self._ranks:
             (folder / f"rank_{rank.rank:05d}.txt").write_text(stacks[rank.rank], encoding="utf-8")
-            self._publish(with_stacks(rank.report(), stacks[rank.rank]), final=True)
+            self._publish(with_stacks(rank.report(), stacks[rank.rank]), final=final)
         return folder
 
     def _gather_reports(self) -> list[RankReport]:

@@ -1,7 +1,9 @@
 """A rank that hangs or is stopped: the right one is named with its phase, all stacks are kept, and the run ends and goes on."""
 
 import json
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,19 @@ def test_a_single_process_that_hangs_before_its_first_step_ends_too(inputs: Path
     said = finish(start(path, "hang@rank=0,phase=start-up"), HANG_CODE)
     assert "rank 0 on" in said
     assert "start-up" in said
+
+
+def test_stacks_can_be_asked_for_and_the_run_goes_on(inputs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(run_file(tmp_path, inputs, training={"steps": 40}))
+    deadline = time.monotonic() + 120
+    while not ((run / "metrics.jsonl").is_file() and losses_of(run)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGQUIT)
+    said = finish(process, 0)
+    (stacks,) = run.glob("stacks/*/rank_00000.txt")
+    assert "in train\n" in stacks.read_text()
+    assert str(stacks.parent) in said
 
 
 def test_factor_0_never_ends_a_run(inputs: Path, tmp_path: Path) -> None:
