@@ -72,7 +72,8 @@ def _quiet_known_warnings() -> None:
 
 def _explain_end(start: Start, world: World, error: BaseException) -> int:
     """Say why this rank ends; returns its exit code. What another rank's end caused is a line; what all would say is said once."""
-    if lost_a_peer(error) and (failure := wait_for_failure(start, HOLD_BACK_SECONDS)) is not None:
+    is_lost = lost_a_peer(error)
+    if is_lost and (failure := wait_for_failure(start, HOLD_BACK_SECONDS)) is not None:
         if failure.kind != "user":
             time.sleep(0.3)  # the one whose fault it is speaks first
             _say(_name(world), f"ends because rank {failure.rank} on {failure.host} {_verb(failure)}: {_last_line(error)}")
@@ -81,6 +82,8 @@ def _explain_end(start: Start, world: World, error: BaseException) -> int:
     message = str(error) if kind != "bug" else "".join(traceback.format_exception(error))
     first = report_failure(start, kind, world.rank, code, _last_line(error))
     is_said = first.kind in ("user", "weights") and first.rank != world.rank and first.code == code
+    if is_lost:
+        _say(_name(world), f"lost another rank, and nobody said why within {HOLD_BACK_SECONDS:.0f} s: a node may be gone")
     if not is_said:
         _say(_name(world) if kind == "bug" else "error", message)
     return code

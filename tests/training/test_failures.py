@@ -92,6 +92,20 @@ def test_under_torchrun_a_hang_on_one_node_is_told_with_the_others_heartbeats(in
     assert_gone(pids_of(run))
 
 
+def test_when_a_whole_node_goes_the_survivors_say_so_and_end(inputs: Path, tmp_path: Path, port: str) -> None:
+    path, run = run_file(tmp_path, inputs, parallel={"tensor": 2}, training={"steps": 400}), tmp_path / "run"
+    ranks = [torchrun(path, rank, MASTER_PORT=port) for rank in (0, 1)]
+    deadline = time.monotonic() + 120
+    while not ((run / "metrics.jsonl").is_file() and losses_of(run)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ranks[1].kill()  # its rank dies with it, and nobody is left to say why
+    said = finish(ranks[0], 1)
+    ranks[1].communicate()
+    assert "rank 0 on" in said
+    assert "a node may be gone" in said
+    assert_gone(pids_of(run))
+
+
 def test_killing_a_supervisor_kills_its_rank(inputs: Path, tmp_path: Path) -> None:
     process = start(run_file(tmp_path, inputs), "kill@rank=0,step=400,phase=data")
     run = tmp_path / "run"
