@@ -49,9 +49,13 @@ def _blend(args: argparse.Namespace) -> int:
 def _ledger(args: argparse.Namespace) -> int:
     from megatron_poro.config import load_run
     from megatron_poro.config.duration import duration_of
-    from megatron_poro.data import TrainingData, count_documents, ledger_at
+    from megatron_poro.data import LEFT_OUT, TrainingData, count_documents, ledger_at, read_windows
+    from megatron_poro.errors import ConfigError
 
     config = load_run(args.run_file, args.overrides)
+    windows = read_windows(Path(config.run_directory) / LEFT_OUT)
+    if windows.spans and args.documents:
+        raise ConfigError([f"--documents: the run left samples out ({LEFT_OUT}), and its documents are not counted around them"])
     duration = duration_of(config)
     num_samples = duration.num_samples if args.step is None else duration.samples_before(args.step)
     if args.samples is not None:
@@ -60,7 +64,7 @@ def _ledger(args: argparse.Namespace) -> int:
         num_samples = args.tokens // config.data.sequence_length
     with closing(TrainingData(config.data)) as data:
         documents = count_documents(data, num_samples) if args.documents else None
-        _print(ledger_at(data.order, num_samples, documents), args)
+        _print(ledger_at(data.order, windows.position_after(num_samples), documents, windows=windows), args)
     return 0
 
 

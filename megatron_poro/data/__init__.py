@@ -10,9 +10,10 @@ from megatron_poro.data.permutation import Permutation, build_permutation
 from megatron_poro.data.plan import Plan, SourcePlan, build_plan
 from megatron_poro.data.samples import render_samples
 from megatron_poro.data.sources import fingerprint_of
-from megatron_poro.data.windows import Windows, read_windows, to_windows
+from megatron_poro.data.windows import LEFT_OUT, Windows, read_windows, to_windows
 
 __all__ = [
+    "LEFT_OUT",
     "ORDER_VERSION",
     "Blend",
     "HeldOutSet",

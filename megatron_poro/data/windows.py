@@ -13,6 +13,9 @@ from typing import Any
 
 from megatron_poro.errors import CheckpointError
 
+LEFT_OUT = "left_out.json"
+"""The file of a run directory that tells its windows."""
+
 Span = tuple[int, int]
 """The first sample number and the one after the last."""
 
@@ -47,6 +50,11 @@ class Windows:
     def num_before(self, position: int) -> int:
         """How many samples before `position` are left out."""
         return sum(max(min(stop, position) - first, 0) for first, stop in self.spans)
+
+    def position_after(self, num_samples: int) -> int:
+        """The sample number at which a run stands that has read `num_samples` samples."""
+        runs = self.take(0, num_samples)
+        return runs[-1].stop if runs else 0
 
     def as_list(self) -> list[list[int]]:
         """For JSON."""

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megatron_poro.data import TrainingData, Windows, documents_of, read_windows, to_windows
+from megatron_poro.data import LEFT_OUT, TrainingData, Windows, documents_of, read_windows, to_windows
 from megatron_poro.engine.checkpoint import find_damage, load_training
 from megatron_poro.engine.groups import first_rank_decides
 from megatron_poro.engine.paths import list_checkpoints, read_state, set_aside, step_of
@@ -21,7 +21,6 @@ from megatron_poro.training.resume import check_resume
 from megatron_poro.training.state import TrainState
 from megatron_poro.training.trainer import Trainer
 
-LEFT_OUT = "left_out.json"
 BAD_STEPS = "bad_steps.jsonl"
 MOST_ROLLBACKS = 3
 """Rollbacks to one and the same checkpoint: what three windows of samples do not cure is not the samples' fault."""

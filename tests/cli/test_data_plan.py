@@ -1,6 +1,7 @@
 """`poro data blend` and `poro data ledger` answer for a run file at any point, as a table and as JSON."""
 
 import json
+import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,23 @@ def test_samples_are_shown_with_their_origin(run_file: Path, capsys: pytest.Capt
     for line, origin in zip(lines[::2], origins, strict=True):
         documents = f"documents {origin.documents.start}-{origin.documents.stop - 1}"
         assert line == f"=== sample {origin.sample}: {origin.source}, epoch 0, sequence {origin.sequence}, {documents} ==="
+
+
+def test_the_ledger_goes_around_the_samples_that_the_run_left_out(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = {n: answer(capsys, "ledger", run_file, "--samples", n) for n in (40, 64, 120)}
+    directory = run_file.parent / "run"
+    directory.mkdir()
+    (directory / "left_out.json").write_text(json.dumps({"left_out": [[40, 64]], "rollbacks": []}))
+    ledger = answer(capsys, "ledger", run_file, "--samples", "96")
+    assert "left_out.json" in failure(capsys, "ledger", run_file, "--documents")
+    shutil.rmtree(directory)
+    counts = [[source["samples"] for source in whole[n]["sources"]] for n in (40, 64, 120)]
+    assert [source["samples"] for source in ledger["sources"]] == [
+        a - b + c for a, b, c in zip(counts[2], counts[1], counts[0], strict=True)
+    ]
+    assert ledger["samples"] == 96
+
+
+def failure(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    assert main(["data", *map(str, words)]) == 2
+    return capsys.readouterr().err
