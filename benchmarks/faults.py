@@ -41,9 +41,9 @@ from data_indexing.writer import IndexedWriter
 from megatron_poro.engine.paths import list_checkpoints, read_state, step_of
 from megatron_poro.observe import read_metrics
 
-STEPS, SAVE_EVERY, KEEP_LAST = 40, 4, 3
+STEPS, SAVE_EVERY, KEEP_LAST = 32, 4, 3
 LAYOUTS: dict[str, dict[str, int]] = {"TP2": {"tensor": 2}, "DP2": {"data": 2}, "PP2": {"pipeline": 2}, "one process": {}}
-NAN_STEPS = (9, 22, 31)
+NAN_STEPS = (9, 18, 27)
 PHASES = ("start-up", "loading", "data", "forward", "backward", "gradients", "optimizer", "saving", "renaming", "validation")
 STEP_PHASES = ("data", "forward", "backward", "gradients", "optimizer")
 CHECKPOINT_FILES = (".metadata", "*.distcp", "common.pt", "config.toml", "files.json", "metadata.json", "model.json", "state.json")
@@ -182,7 +182,7 @@ class Campaign:
         if phase in ("saving", "renaming", "validation"):
             step = min(first - first % SAVE_EVERY + SAVE_EVERY, STEPS)
             return phase, f"rank={0 if phase == 'renaming' else rank},step={step}-{STEPS},phase={phase},times=1"
-        step = min(first + self.random.randint(1, 3 * SAVE_EVERY), STEPS)
+        step = min(first + self.random.randint(1, 4 * SAVE_EVERY), STEPS)
         return phase, f"rank={rank},step={step},phase={phase}"
 
     def _do_kill_a_rank(self, life: Life) -> str:

@@ -88,7 +88,7 @@ def test_samples_are_shown_with_their_origin(run_file: Path, capsys: pytest.Capt
 
 
 def test_the_ledger_goes_around_the_samples_that_the_run_left_out(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = {n: answer(capsys, "ledger", run_file, "--samples", n) for n in (40, 64, 120)}
+    whole = {n: answer(capsys, "ledger", run_file, "--samples", str(n)) for n in (40, 64, 120)}
     directory = run_file.parent / "run"
     directory.mkdir()
     (directory / "left_out.json").write_text(json.dumps({"left_out": [[40, 64]], "rollbacks": []}))
