@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from megatron.core import parallel_state, tensor_parallel
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
@@ -12,6 +12,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from megatron_poro.config import ModelConfig, RunConfig, head_dim
+from megatron_poro.engine.cross_entropy import cross_entropy
 from megatron_poro.engine.layers import HAS_TRANSFORMER_ENGINE, build_layer_spec
 from megatron_poro.engine.platform import Platform
 from megatron_poro.engine.rope import rotary_frequencies
@@ -38,13 +39,11 @@ class LlamaModel(GPTModel):  # type: ignore[misc]
         self.num_real_tokens = model.vocab_size
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of each token: labels [batch, seq], logits [seq, batch, vocab / tensor] -> [batch, seq]."""
+        """Cross-entropy of each token: labels [batch, seq], logits [seq, batch, vocab / tensor], used up -> [batch, seq]."""
         first = parallel_state.get_tensor_model_parallel_rank() * logits.size(-1)
-        num_padding = first + logits.size(-1) - self.num_real_tokens
-        if num_padding > 0:
-            logits = logits.clone()
-            logits[..., -num_padding:] = torch.finfo(logits.dtype).min
-        losses: torch.Tensor = tensor_parallel.vocab_parallel_cross_entropy(logits.float(), labels.transpose(0, 1).contiguous())
+        num_real = min(max(self.num_real_tokens - first, 0), logits.size(-1))
+        group = parallel_state.get_tensor_model_parallel_group()
+        losses = cross_entropy(logits, labels.transpose(0, 1), first=first, num_real=num_real, group=group)
         return losses.transpose(0, 1).contiguous()
 
 
@@ -80,12 +79,12 @@ def build_transformer_config(config: RunConfig, layout: Layout, platform: Platfo
         # gradients in silence. Interleaved schedules therefore send unbatched and overlapped.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
-        # Fused kernels come from Transformer Engine or apex extensions; without them torch's own are used.
-        gradient_accumulation_fusion=False,
+        # Fused kernels come from Transformer Engine or apex extensions, or the CPU platform; without them torch's own are used.
+        gradient_accumulation_fusion=platform.is_cpu,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
         apply_rope_fusion=HAS_TRANSFORMER_ENGINE and not platform.is_cpu,
-        bias_activation_fusion=not platform.is_cpu,
+        bias_activation_fusion=True,
         bias_dropout_fusion=not platform.is_cpu,
     )
 

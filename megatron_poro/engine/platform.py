@@ -5,12 +5,16 @@ without an accelerator `install_cpu_platform` answers those calls with the CPU. 
 """
 
 import contextlib
+import ctypes
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from megatron_poro.engine.cpu_collectives import install_cpu_collectives
+from megatron_poro.engine.cpu_kernels import install_cpu_kernels
 
 CPU = torch.device("cpu")
 FACTORIES = ("arange", "empty", "full", "ones", "rand", "randn", "tensor", "zeros")
@@ -52,6 +56,9 @@ def install_cpu_platform() -> None:
     _redirect_factories()
     _leave_functions_uncompiled()
     _redirect_generators()
+    _keep_freed_memory()
+    install_cpu_kernels()
+    install_cpu_collectives()
 
 
 class _Stream:
@@ -167,3 +174,12 @@ def _redirect_generators() -> None:
 
     functions: Any = megatron_random
     functions._get_cuda_rng_state, functions._set_cuda_rng_state = get_state, set_state
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep large blocks that are freed: the next step asks for the same, and the kernel clears all pages it gives."""
+    trim_threshold, top_pad, mmap_threshold, never = -1, -2, -3, -1  # names and numbers of malloc.h
+    if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
+        set_option(mmap_threshold, 2**31 - 1)
+        set_option(trim_threshold, never)
+        set_option(top_pad, 2**26)
