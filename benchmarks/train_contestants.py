@@ -44,12 +44,16 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--torchtitan", type=Path)
     parser.add_argument("--rank", type=int, default=0)
-    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--port", type=int)
+    parser.set_defaults(listen_fd=None)
     args = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS=str(args.threads), GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.rank)
-    other = start_second_rank(args) if args.name.endswith("dp2") and args.rank == 0 else None
+    args.ranks = 2 if args.name.endswith("dp2") else 1
+    if args.rank == 0:
+        listen(args)
+    other = start_second_rank(args) if args.rank < args.ranks - 1 else None
     step = BUILDERS[args.name](args)
     tokens = torch.randint(VOCAB, (64, 1, args.seq + 1))
     for n in range(args.warm_up):
@@ -68,7 +72,7 @@ def answer_steps(step: Step, tokens: torch.Tensor, args: argparse.Namespace) -> 
     number = 0
     while True:
         asked = torch.tensor([bool(sys.stdin.readline()) if args.rank == 0 else False], dtype=torch.uint8)
-        if args.name.endswith("dp2"):
+        if args.ranks > 1:
             dist.broadcast(asked, 0)
         if not asked.item():
             return
@@ -80,10 +84,14 @@ def answer_steps(step: Step, tokens: torch.Tensor, args: argparse.Namespace) -> 
             print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds}), flush=True)
 
 
+def listen(args: argparse.Namespace) -> None:
+    """The socket at which the ranks meet."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        args.port, args.listen_fd = listener.getsockname()[1], os.dup(listener.fileno())
+
+
 def start_second_rank(args: argparse.Namespace) -> "subprocess.Popen[bytes]":
-    """Listen for the group, and start this program again as rank 1."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    args.port, args.listen_fd = listener.getsockname()[1], os.dup(listener.fileno())
+    """Start this program again as rank 1."""
     command = [sys.executable, __file__, args.name, "--seq", args.seq, "--precision", args.precision, "--threads", args.threads]
     second = [*map(str, command), "--warm-up", str(args.warm_up), "--rank", "1", "--port", str(args.port)]
     return subprocess.Popen(second, stdin=subprocess.DEVNULL)
@@ -91,12 +99,10 @@ def start_second_rank(args: argparse.Namespace) -> "subprocess.Popen[bytes]":
 
 def build_poro(args: argparse.Namespace) -> Step:
     """What `poro train` does for each step."""
-    from megatron_poro.engine.launch import World, alone
+    from megatron_poro.engine.launch import World
     from megatron_poro.engine.platform import start_platform
 
-    sharded = args.name.endswith("dp2")
-    fd = getattr(args, "listen_fd", None)
-    world = World(args.rank, 2, args.rank, port=args.port, listen_fd=fd, is_local=True) if sharded else alone()
+    world = World(args.rank, args.ranks, args.rank, port=args.port, listen_fd=args.listen_fd, is_local=True)
     platform = start_platform(world.local_rank)
     from megatron_poro.engine.groups import start_groups
     from megatron_poro.engine.model import build_model
@@ -112,7 +118,7 @@ def build_poro(args: argparse.Namespace) -> Step:
 
     def step(tokens: torch.Tensor) -> None:
         set_learning_rate(optimizer, RATE, DECAY)
-        train_step(chunks, optimizer, [(tokens.numpy(), 1)], stop=False)
+        train_step(chunks, optimizer, [(tokens.numpy(), 1)])
 
     return step
 
@@ -226,8 +232,7 @@ def build_torch(args: argparse.Namespace) -> Step:
 
 def build_ddp(args: argparse.Namespace) -> Step:
     """The plain torch program on two processes, in torch's DistributedDataParallel."""
-    fd = getattr(args, "listen_fd", None)
-    store = dist.TCPStore("127.0.0.1", args.port, 2, args.rank == 0, master_listen_fd=fd, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", args.port, 2, args.rank == 0, master_listen_fd=args.listen_fd, wait_for_workers=False)
     dist.init_process_group("gloo", store=store, rank=args.rank, world_size=2)
     model = nn.parallel.DistributedDataParallel(in_precision(PlainLlama(args.seq), args.precision), gradient_as_bucket_view=True)
     return torch_loop(model, lambda model, t: model(t), args.precision)

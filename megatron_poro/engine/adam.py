@@ -14,8 +14,11 @@ import torch
 class FusedAdam(torch.optim.Optimizer):
     """Decoupled-weight-decay Adam (Loshchilov and Hutter 2019); `step` stands in each parameter group.
 
-    `settings`: lr, weight_decay, betas, eps, each as torch.optim.AdamW has it.
+    `settings`: lr, weight_decay, betas, eps, each as torch.optim.AdamW has it. The next step divides the gradients by `divisor`:
+    clipping there costs no pass of its own over them.
     """
+
+    divisor = 1.0
 
     def __init__(self, params: Any, *, adam_w_mode: bool = True, **settings: Any) -> None:
         if not adam_w_mode:
@@ -30,6 +33,7 @@ class FusedAdam(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None and p.numel() > 0]
             if params:
                 self._update(group, params)
+        self.divisor = 1.0
 
     def _update(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
         for param in params:
@@ -51,6 +55,7 @@ class FusedAdam(torch.optim.Optimizer):
             eps=group["eps"],
             amsgrad=False,
             maximize=False,
+            grad_scale=torch.tensor(self.divisor, device=params[0].device) if self.divisor != 1.0 else None,
         )
 
 

@@ -97,7 +97,8 @@ class _RMSNorm(torch.autograd.Function):
         norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = norms.square_().div_(x.size(-1)).add_(epsilon).rsqrt_()  # [..., 1]
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight).to(x.dtype)
+        y: torch.Tensor = (x * scale).mul_(weight).to(x.dtype)
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -10,7 +10,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
 from megatron_poro.config import RunConfig
-from megatron_poro.engine.adam import provide_fused_adam
+from megatron_poro.engine.adam import FusedAdam, provide_fused_adam
 from megatron_poro.engine.phases import Phase, enter
 
 
@@ -68,7 +68,11 @@ def prepare_update(optimizer: MegatronOptimizer) -> float:
 def update(optimizer: MegatronOptimizer, gradient_norm: float) -> None:
     """Clip the prepared gradients by their norm and update the weights: megatron-core's `step` after its first part."""
     for part in optimizer.chained_optimizers:
-        parameters = part.get_parameters()
-        if parameters and part.config.clip_grad > 0.0:
-            clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=gradient_norm)
+        parameters, largest = part.get_parameters(), part.config.clip_grad
+        if not parameters or largest == 0.0:
+            continue
+        if isinstance(part.optimizer, FusedAdam):
+            part.optimizer.divisor = max(1.0, (gradient_norm + 1e-6) / largest)
+        else:
+            clip_grad_by_total_norm_fp32(parameters, max_norm=largest, total_norm=gradient_norm)
     optimizer.step_with_ready_grads()

@@ -40,3 +40,18 @@ def test_a_parameter_without_a_gradient_is_left_alone() -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     FusedAdam([weight], lr=1.0, weight_decay=0.5, betas=(0.9, 0.95), eps=1e-8).step()
     assert torch.equal(weight, torch.ones(3))
+
+
+def test_the_divisor_holds_for_one_step() -> None:
+    gradients = [torch.tensor([3.0, -4.0]), torch.tensor([1.0, 2.0])]
+    ours = torch.nn.Parameter(torch.ones(2))
+    theirs = torch.nn.Parameter(torch.ones(2))
+    optimizer = FusedAdam([ours], lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    reference = torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    for divisor, gradient in zip((5.0, 1.0), gradients, strict=True):
+        ours.grad, theirs.grad = gradient.clone(), gradient / divisor
+        optimizer.divisor = divisor
+        optimizer.step()
+        reference.step()
+        assert optimizer.divisor == 1.0
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
