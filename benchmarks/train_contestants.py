@@ -14,12 +14,15 @@ import os
 import resource
 import socket
 import subprocess
+import tempfile
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -37,7 +40,7 @@ Step = Callable[[torch.Tensor], None]
 def main() -> None:
     """Build the contestant, warm up, and step when asked."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("name", choices=BUILDERS)
+    parser.add_argument("name", choices=(*BUILDERS, "poro-loop"))
     parser.add_argument("--seq", type=int, required=True)
     parser.add_argument("--precision", choices=("fp32", "autocast", "bf16"), required=True)
     parser.add_argument("--threads", type=int, required=True)
@@ -50,6 +53,9 @@ def main() -> None:
     os.environ.update(OMP_NUM_THREADS=str(args.threads), GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.rank)
+    if args.name == "poro-loop":
+        listen(args)
+        return run_loop(args)
     args.ranks = 2 if args.name.endswith("dp2") else 1
     if args.rank == 0:
         listen(args)
@@ -121,6 +127,82 @@ def build_poro(args: argparse.Namespace) -> Step:
         train_step(chunks, optimizer, [(tokens.numpy(), 1)])
 
     return step
+
+
+def run_loop(args: argparse.Namespace) -> None:
+    """`poro train` on random tokens, with a step of a bare loop on megatron-core before each of its steps; both are timed."""
+    from data_indexing.writer import IndexedWriter
+    from megatron_poro.engine.launch import World
+    from megatron_poro.engine.platform import start_platform
+
+    world = World(0, 1, 0, port=args.port, listen_fd=args.listen_fd, is_local=True)
+    platform = start_platform(0)
+    from megatron_poro.topology import Layout
+    from megatron_poro.training import loop
+
+    take_step, last = loop._take_step, time.perf_counter()
+
+    def take_both(trainer: Any) -> Any:
+        """Called once in each turn of the loop; what passes from one bare step to the next is the loop's."""
+        nonlocal last
+        own = time.perf_counter() - last
+        began = time.perf_counter()
+        take_bare_step(trainer.chunks, trainer.optimizer, args.seq)
+        bare = time.perf_counter() - began
+        num_steps.append(1)
+        if len(num_steps) > args.warm_up and not answer({"seconds": own, "bare_seconds": bare}):
+            trainer.requests.stop = True
+        last = time.perf_counter()
+        return take_step(trainer)
+
+    num_steps: list[int] = []
+    loop._take_step = take_both
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with IndexedWriter(folder / "random", np.uint16) as writer:
+            for _ in range(200):
+                writer.add_document(np.random.randint(0, VOCAB, 4 * args.seq).astype(np.uint16))
+        config = poro_config(args.seq, "fp32" if args.precision == "fp32" else "bf16", folder)
+        (folder / "run").mkdir()
+        print(json.dumps({"ready": True}), flush=True)
+        loop.train(config, world, Layout(1, 1, 1, 1), platform, last_step=args.warm_up + 1000)
+
+
+def answer(values: dict[str, float]) -> bool:
+    """Wait for the next line and answer it; False at the end of stdin."""
+    if not sys.stdin.readline():
+        return False
+    print(json.dumps(values), flush=True)
+    return True
+
+
+def take_bare_step(chunks: Any, optimizer: Any, sequence: int) -> None:
+    """megatron-core's schedule and optimizer with nothing about them."""
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    from megatron_poro.engine.optimizer import prepare_update, update
+
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
+    optimizer.zero_grad()
+    get_forward_backward_func()(
+        forward_step_func=forward_bare,
+        data_iterator=iter([torch.randint(VOCAB, (1, sequence + 1))]),
+        model=chunks[0],
+        num_microbatches=1,
+        seq_length=sequence,
+        micro_batch_size=1,
+        forward_only=False,
+    )
+    update(optimizer, prepare_update(optimizer))
+
+
+def forward_bare(batches: Iterator[torch.Tensor], model: nn.Module) -> Any:
+    """The least that the schedule accepts."""
+    tokens = next(batches)
+    positions = torch.arange(tokens.size(1) - 1)[None]
+    losses = model(tokens[:, :-1].contiguous(), positions, None, labels=tokens[:, 1:].contiguous())
+    return losses, lambda losses: (losses.mean(), losses.detach().sum())
 
 
 def poro_config(sequence: int, precision: str, folder: Path, *, num_steps: int = 1000) -> Any:
@@ -328,15 +410,19 @@ def build_torchtitan(args: argparse.Namespace) -> Step:
 
 
 def stand_in_for_triton() -> None:
-    """torchtitan imports triton at its head, for kernels that are not used here."""
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        for name in ("triton", "triton.language"):
-            module = types.ModuleType(name)
-            module.jit = lambda function=None, **settings: function or (lambda f: f)  # type: ignore[attr-defined]
-            module.__getattr__ = lambda name: object  # type: ignore[method-assign]
-            sys.modules[name] = module
+    """torchtitan imports triton at its head, for kernels that are not used here; torch must see before that there is none."""
+    from torch._inductor.runtime import hints  # noqa: F401
+    from torch.utils._triton import has_triton, has_triton_package
+
+    if has_triton_package() or has_triton():
+        return
+    for name in ("triton", "triton.language"):
+        module: Any = types.ModuleType(name)
+        module.jit = lambda function=None, **settings: function or (lambda kernel: kernel)
+        module.constexpr = module.dtype = type(name, (), {})
+        module.__spec__ = ModuleSpec(name, None)
+        sys.modules[name] = module
+    sys.modules["triton"].language = sys.modules["triton.language"]  # type: ignore[attr-defined]
 
 
 def build_matmuls(args: argparse.Namespace) -> Step:
