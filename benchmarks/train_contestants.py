@@ -18,7 +18,6 @@ import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -366,8 +365,10 @@ def build_litgpt(args: argparse.Namespace) -> Step:
 
 def build_torchtitan(args: argparse.Namespace) -> Step:
     """torchtitan's Llama 3, with its own SDPA module in place of the attentions that need a GPU."""
-    stand_in_for_triton()
     sys.path.insert(0, str(args.torchtitan))
+    kernels: Any = types.ModuleType("torchtitan.distributed.minimal_async_ep.kernels")  # of triton, for experts, which are not here
+    kernels.__getattr__ = lambda name: None
+    sys.modules[kernels.__name__] = kernels
     from torchtitan.models import llama3
     from torchtitan.models.common import attention, rope
     from torchtitan.models.common.nn_modules import Embedding, Linear, RMSNorm
@@ -407,22 +408,6 @@ def build_torchtitan(args: argparse.Namespace) -> Step:
         return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
     return torch_loop(in_precision(model, args.precision), loss_of, args.precision)
-
-
-def stand_in_for_triton() -> None:
-    """torchtitan imports triton at its head, for kernels that are not used here; torch must see before that there is none."""
-    from torch._inductor.runtime import hints  # noqa: F401
-    from torch.utils._triton import has_triton, has_triton_package
-
-    if has_triton_package() or has_triton():
-        return
-    for name in ("triton", "triton.language"):
-        module: Any = types.ModuleType(name)
-        module.jit = lambda function=None, **settings: function or (lambda kernel: kernel)
-        module.constexpr = module.dtype = type(name, (), {})
-        module.__spec__ = ModuleSpec(name, None)
-        sys.modules[name] = module
-    sys.modules["triton"].language = sys.modules["triton.language"]  # type: ignore[attr-defined]
 
 
 def build_matmuls(args: argparse.Namespace) -> Step:
