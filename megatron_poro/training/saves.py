@@ -22,7 +22,12 @@ class SaveNews:
         self._write("checkpoint", order.target, ledger=order.state["ledger"])
         print(f"saved {order.target}", flush=True)
         keep = self._config.checkpoint
-        remove_old_checkpoints(Path(self._config.run_directory), keep_last=keep.keep_last, keep_every_steps=keep.keep_every_steps)
+        try:
+            remove_old_checkpoints(
+                Path(self._config.run_directory), keep_last=keep.keep_last, keep_every_steps=keep.keep_every_steps
+            )
+        except OSError as error:
+            print(f"warning: an old checkpoint could not be deleted: {error}", file=sys.stderr, flush=True)
 
     def failed(self, target: Path, problem: str) -> None:
         """A save was given up."""
