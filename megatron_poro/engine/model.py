@@ -1,6 +1,7 @@
 """The Llama of a run file as megatron-core model chunks of this process."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -79,6 +80,7 @@ def build_transformer_config(config: RunConfig, layout: Layout, platform: Platfo
         # gradients in silence. Interleaved schedules therefore send unbatched and overlapped.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
+        **_recompute_settings(config.training.recompute),
         # Fused kernels come from Transformer Engine or apex extensions, or the CPU platform; without them torch's own are used.
         gradient_accumulation_fusion=platform.is_cpu,
         masked_softmax_fusion=False,
@@ -87,6 +89,15 @@ def build_transformer_config(config: RunConfig, layout: Layout, platform: Platfo
         bias_activation_fusion=True,
         bias_dropout_fusion=not platform.is_cpu,
     )
+
+
+def _recompute_settings(recompute: str) -> dict[str, Any]:
+    """What is computed again in the backward pass: nothing, the attention inside each layer, or each layer whole."""
+    if recompute == "none":
+        return {}
+    if recompute == "selective":
+        return {"recompute_granularity": "selective"}
+    return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
 def build_model(config: RunConfig, layout: Layout, platform: Platform) -> list[DistributedDataParallel]:
