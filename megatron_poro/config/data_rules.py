@@ -22,6 +22,8 @@ def find_data_problems(config: DataConfig) -> list[str]:
 def _find_source_problems(config: DataConfig) -> Iterator[str]:
     if config.sequence_length < 1:
         yield f"data.sequence_length: {config.sequence_length} is out of range; it must be at least 1"
+    if config.eod_token_id < -1:
+        yield f"data.eod_token_id: {config.eod_token_id} is no token; give one, or -1 to take it from the manifests"
     if not config.sources:
         yield "data.sources: empty; add a [[data.sources]] table with name, path and weight"
         return

@@ -56,6 +56,8 @@ def find_bad_numbers(section: Any, name: str) -> list[str]:
 def _find_run_problems(config: RunConfig) -> Iterator[str]:
     if not config.run_directory or "\0" in config.run_directory:
         yield "run_directory: empty or no path; name a folder"
+    if config.data.eod_token_id >= config.model.vocab_size:
+        yield f"data.eod_token_id ({config.data.eod_token_id}) is beyond model.vocab_size ({config.model.vocab_size})"
     if config.data.sequence_length > config.model.max_position_embeddings:
         yield (
             f"data.sequence_length ({config.data.sequence_length}) is above model.max_position_embeddings "

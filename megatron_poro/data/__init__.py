@@ -3,6 +3,7 @@
 from megatron_poro.config.data_rules import check_data
 from megatron_poro.data.batches import HeldOutSet, Rows, TrainingData
 from megatron_poro.data.blend import Blend, build_blend
+from megatron_poro.data.borders import document_positions, document_starts, look_up_eod
 from megatron_poro.data.documents import Origin, count_documents, documents_of
 from megatron_poro.data.ledger import Ledger, SourceEntry, ledger_at
 from megatron_poro.data.order import ORDER_VERSION, Located, SampleOrder, build_order
@@ -34,9 +35,12 @@ __all__ = [
     "build_plan",
     "check_data",
     "count_documents",
+    "document_positions",
+    "document_starts",
     "documents_of",
     "fingerprint_of",
     "ledger_at",
+    "look_up_eod",
     "read_windows",
     "render_samples",
     "to_windows",

@@ -8,6 +8,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
@@ -89,11 +90,22 @@ class ScaledDotProductAttention(MegatronModule):  # type: ignore[misc]
         *,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: torch.Tensor | None = None,
-        packed_seq_params: object | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
     ) -> torch.Tensor:
-        """Attend: query [seq, batch, heads, dim], key and value [seq, batch, kv_heads, dim] -> [seq, batch, heads * dim]."""
+        """Attend: query [seq, batch, heads, dim], key and value [seq, batch, kv_heads, dim] -> [seq, batch, heads * dim].
+
+        Packed, there is no batch axis, and each document attends to itself alone: a kernel call for each, and no mask.
+        """
+        if packed_seq_params is None:
+            return self._attend(query, key, value).flatten(2)
+        lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
+        documents = zip(*(torch.split(x.unsqueeze(1), lengths) for x in (query, key, value)), strict=True)
+        return torch.cat([self._attend(*document) for document in documents]).flatten(2)  # [tokens, 1, heads * dim]
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Causal attention along the first axis: [seq, batch, heads, dim]."""
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [batch, heads, seq, dim]
         context = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=True
         )
-        return context.permute(2, 0, 1, 3).flatten(2)  # [seq, batch, heads * dim]
+        return context.permute(2, 0, 1, 3)

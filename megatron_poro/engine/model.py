@@ -12,8 +12,9 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
-from megatron_poro.config import ModelConfig, RunConfig, head_dim
+from megatron_poro.config import DataConfig, ModelConfig, RunConfig, head_dim
 from megatron_poro.engine.cross_entropy import cross_entropy
+from megatron_poro.engine.documents import document_rules
 from megatron_poro.engine.layers import HAS_TRANSFORMER_ENGINE, build_layer_spec
 from megatron_poro.engine.platform import Platform
 from megatron_poro.engine.rope import rotary_frequencies
@@ -23,12 +24,12 @@ from megatron_poro.topology import Layout, padded_vocab_size
 class LlamaModel(GPTModel):  # type: ignore[misc]
     """megatron-core's GPT with the config's rotary frequencies, and a loss blind to the vocabulary's padding rows."""
 
-    def __init__(self, config: TransformerConfig, model: ModelConfig, *, sequence_length: int, vp_stage: int | None) -> None:
+    def __init__(self, config: TransformerConfig, model: ModelConfig, *, data: DataConfig, vp_stage: int | None) -> None:
         super().__init__(
             config=config,
             transformer_layer_spec=build_layer_spec(get_num_layers_to_build(config, vp_stage=vp_stage)),
             vocab_size=padded_vocab_size(model.vocab_size, config.tensor_model_parallel_size),
-            max_sequence_length=sequence_length,
+            max_sequence_length=data.sequence_length,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             share_embeddings_and_output_weights=model.tied_embeddings,
@@ -38,6 +39,16 @@ class LlamaModel(GPTModel):  # type: ignore[misc]
         )
         self.rotary_pos_emb.inv_freq = rotary_frequencies(model).to(torch.cuda.current_device())
         self.num_real_tokens = model.vocab_size
+        self.documents = document_rules(data)
+
+    def _preprocess(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **settings: Any) -> tuple[Any, ...]:
+        """megatron-core's, which counts positions along the sequence; ours are those of `position_ids` where documents matter."""
+        decoder_input, rotary, *rest = super()._preprocess(input_ids, position_ids, **settings)
+        # The fused kernel takes no positions; it starts again at every packed document, which masked attention cannot tell apart.
+        if self.documents and not self.config.apply_rope_fusion:
+            angles = position_ids.T[..., None] * self.rotary_pos_emb.inv_freq  # [seq, batch, dim / 2]
+            rotary = torch.cat((angles, angles), dim=-1)[:, :, None]  # [seq, batch, 1, dim]
+        return decoder_input, rotary, *rest
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each token: labels [batch, seq], logits [seq, batch, vocab / tensor], used up -> [batch, seq]."""
@@ -85,7 +96,7 @@ def build_transformer_config(config: RunConfig, layout: Layout, platform: Platfo
         gradient_accumulation_fusion=platform.is_cpu,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        apply_rope_fusion=HAS_TRANSFORMER_ENGINE and not platform.is_cpu,
+        apply_rope_fusion=HAS_TRANSFORMER_ENGINE and not platform.is_cpu and not _turns_by_position(config.data),
         bias_activation_fusion=True,
         bias_dropout_fusion=not platform.is_cpu,
     )
@@ -100,16 +111,18 @@ def _recompute_settings(recompute: str) -> dict[str, Any]:
     return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
+def _turns_by_position(data: DataConfig) -> bool:
+    """Whether rotary angles follow from positions that start again, which fused kernels cannot do without masked attention."""
+    return data.reset_position_ids and not data.reset_attention_mask
+
+
 def build_model(config: RunConfig, layout: Layout, platform: Platform) -> list[DistributedDataParallel]:
     """This process's model chunks, one per virtual stage, with random weights. Every rank must call it."""
     torch.manual_seed(config.training.seed)
     model_parallel_cuda_manual_seed(config.training.seed)
     transformer = build_transformer_config(config, layout, platform)
     stages: Sequence[int | None] = range(layout.virtual_stages) if layout.virtual_stages > 1 else [None]
-    chunks = [
-        LlamaModel(transformer, config.model, sequence_length=config.data.sequence_length, vp_stage=stage).to(platform.device)
-        for stage in stages
-    ]
+    chunks = [LlamaModel(transformer, config.model, data=config.data, vp_stage=stage).to(platform.device) for stage in stages]
     wrapped = [Float16Module(transformer, chunk) if transformer.bf16 else chunk for chunk in chunks]
     overlap = not platform.is_cpu and layout.data > 1
     data_parallel = DistributedDataParallelConfig(

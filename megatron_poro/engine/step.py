@@ -11,7 +11,9 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_poro.engine.documents import model_inputs, schedule_shape
 from megatron_poro.engine.groups import holds_loss, sum_over_world
+from megatron_poro.engine.model import unwrap
 from megatron_poro.engine.optimizer import prepare_update, update
 from megatron_poro.engine.phases import Phase, enter
 
@@ -75,14 +77,14 @@ def _run_schedule(
     votes: Sequence[float] = (),
 ) -> torch.Tensor:
     """Sum of token losses, number of tokens, and the votes: float64 [2 + votes], summed over all ranks."""
-    batch_size, row = microbatches[0][0].shape
+    sequence_length, batch_size = schedule_shape(microbatches[0][0], unwrap(chunks[0]).documents)
     iterators: list[Iterator[Microbatch]] = [iter(microbatches) for _ in chunks]
     reports = get_forward_backward_func()(
         forward_step_func=_validation_step if forward_only else _training_step,
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=list(chunks) if len(chunks) > 1 else chunks[0],
         num_microbatches=len(microbatches),
-        seq_length=row - 1,
+        seq_length=sequence_length,
         micro_batch_size=batch_size,
         forward_only=forward_only,
     )
@@ -107,16 +109,14 @@ def _validation_step(microbatches: Iterator[Microbatch], model: torch.nn.Module)
 def _forward_step(microbatches: Iterator[Microbatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
     """What the schedule calls for each microbatch and chunk: the chunk's output, and the loss to take from the last one's."""
     rows, num_rows = next(microbatches)
-    # The files' narrow type travels to the device and is widened there.
-    tokens = torch.from_numpy(rows).to(next(model.parameters()).device).long()  # [batch, seq + 1]
-    positions = torch.arange(rows.shape[1] - 1, device=tokens.device)[None]  # [1, seq]
-    losses = model(tokens[:, :-1].contiguous(), positions, None, labels=tokens[:, 1:].contiguous())
-    return losses, partial(_report_loss, num_rows)
+    inputs = model_inputs(rows, unwrap(model).documents, next(model.parameters()).device)
+    losses = model(inputs.tokens, inputs.positions, None, labels=inputs.labels, packed_seq_params=inputs.packed)
+    return losses, partial(_report_loss, len(rows), num_rows)
 
 
-def _report_loss(num_rows: int, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _report_loss(batch_size: int, num_rows: int, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean loss of a microbatch for the backward pass, and [sum, tokens] over the rows that count for the report."""
-    counted = losses[:num_rows]
+    counted = losses.view(batch_size, -1)[:num_rows]
     report = torch.tensor([0.0, counted.numel()], dtype=torch.float64, device=losses.device)
     report[0] = counted.detach().double().sum()
     return losses.mean(), report

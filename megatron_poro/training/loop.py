@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from megatron.core import parallel_state
@@ -13,7 +14,7 @@ from data_indexing.progress import progress
 from megatron_poro.config import RANDOM, DataConfig, RunConfig, TrainingConfig, save_run
 from megatron_poro.config.duration import duration_of
 from megatron_poro.config.parse import to_plain
-from megatron_poro.data import TrainingData
+from megatron_poro.data import TrainingData, look_up_eod
 from megatron_poro.engine import phases
 from megatron_poro.engine.checkpoint import load_weights, read_source
 from megatron_poro.engine.groups import start_groups, stop_groups
@@ -39,6 +40,7 @@ from megatron_poro.training.trainer import Trainer
 
 def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *, last_step: int) -> bool:
     """Train until `last_step` steps of the run are done; False when a signal ended it sooner. Every rank must call it."""
+    config = replace(config, data=look_up_eod(config.data))
     run_directory = Path(config.run_directory)
     requests = Requests(run_directory if world.rank == 0 else None)
     requests.listen()

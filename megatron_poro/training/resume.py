@@ -15,6 +15,7 @@ DETERMINING = {
     "model": None,
     "training": ("steps", "tokens", "global_batch_size", "batch_ramp", "precision"),
     "optimizer": None,
+    "data": ("reset_attention_mask", "reset_position_ids", "eod_token_id"),
 }
 """Sections of the run file, and the keys in them (None: all), that decide what the next step computes."""
 IGNORED = frozenset({"model.shape", "model.initializer_std", "model.max_position_embeddings"})

@@ -156,9 +156,10 @@ def _check_data(config: RunConfig) -> None:
     """Raise the user's mistakes about data files; a tokenizer larger than the model is seen in the manifests already."""
     # numpy, which a supervisor under srun does without
     from data_indexing.manifest import load_manifest
-    from megatron_poro.data import TrainingData
+    from megatron_poro.data import TrainingData, look_up_eod
 
     TrainingData(config.data).close()
+    look_up_eod(config.data)
     paths = [part.path for part in config.data.sources] + [part.path for part in config.data.validation if part.path]
     for path in paths:
         manifest = load_manifest(path)
