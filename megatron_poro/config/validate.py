@@ -89,6 +89,8 @@ def _find_layout_problems(model: ModelConfig, parallel: ParallelConfig) -> Itera
             f"parallel.pipeline ({parallel.pipeline}) x parallel.virtual_stages ({parallel.virtual_stages}) = {chunks} does "
             f"not divide model.num_layers ({model.num_layers}); choose a divisor of {model.num_layers}"
         )
+    if parallel.context > 1:
+        yield f"parallel.context ({parallel.context}): sequences cannot be shared by processes yet; leave it at 1"
     if parallel.virtual_stages > 1 and parallel.pipeline == 1:
         yield f"parallel.virtual_stages ({parallel.virtual_stages}) needs parallel.pipeline above 1"
     if parallel.sequence and tensor == 1:
