@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.runs import RUN, losses_of, poro, write_run
+from tests.runs import MODEL, RUN, losses_of, poro, write_llama, write_run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses_fp32.json"
 # fp32 sums in another order over 20 steps; the layouts differ from each other by up to 3e-6.
@@ -21,12 +21,16 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def train_20_steps(inputs: Path, tmp_path: Path, parallel: dict[str, Any]) -> dict[int, tuple[float, float]]:
+def train_20_steps(
+    inputs: Path, tmp_path: Path, parallel: dict[str, Any], start: str = "start", **model: Any
+) -> dict[int, tuple[float, float]]:
+    tmp_path.mkdir(exist_ok=True)
     changes = {
+        "model": model,
         "run_directory": str(tmp_path / "run"),
         "parallel": parallel,
         "training": {"steps": 20},
-        "checkpoint": {"initial": str(inputs / "start"), "save_every_steps": 0},
+        "checkpoint": {"initial": str(inputs / start), "save_every_steps": 0},
     }
     sources = [{**source, "path": str(inputs / source["name"])} for source in RUN["data"]["sources"]]
     poro("train", write_run(tmp_path / "run.toml", {**changes, "data": {"sources": sources}}))
@@ -40,3 +44,14 @@ def test_every_layout_gives_the_golden_losses(name: str, inputs: Path, tmp_path:
     assert found.keys() == golden.keys() == set(range(1, 21))
     for step, values in golden.items():
         assert found[step] == pytest.approx(values, rel=TOLERANCE), f"step {step}"
+
+
+def test_tied_embeddings_are_one_on_the_first_and_the_last_stage(inputs: Path, tmp_path: Path) -> None:
+    write_llama(tmp_path / "hf", {**MODEL, "tied_embeddings": True})
+    poro("convert", "to-megatron", tmp_path / "hf", tmp_path / "tied")
+    start = str(tmp_path / "tied")
+    one = train_20_steps(inputs, tmp_path / "one", {}, start, tied_embeddings=True)
+    stages = train_20_steps(inputs, tmp_path / "stages", {"pipeline": 2, "data": 2}, start, tied_embeddings=True)
+    assert one.keys() == stages.keys() == set(range(1, 21))
+    for step, values in one.items():
+        assert stages[step] == pytest.approx(values, rel=TOLERANCE), f"step {step}"
