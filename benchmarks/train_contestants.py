@@ -371,15 +371,15 @@ def build_torchtitan(args: argparse.Namespace) -> Step:
     sys.modules[kernels.__name__] = kernels
     from torchtitan.models import llama3
     from torchtitan.models.common import attention, rope
-    from torchtitan.models.common.nn_modules import Embedding, Linear, RMSNorm
+    from torchtitan.models.llama3 import Embedding, Linear, RMSNorm
 
     class Attention(attention.ScaledDotProductAttention):
         """Its SDPA, causal, by whichever kernel torch picks; the kernels it names are a GPU's."""
 
         def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **settings: Any) -> torch.Tensor:
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [batch, heads, seq, dim]
+            q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, heads, tokens, dim]
             y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-            return y.transpose(1, 2)
+            return y[0].transpose(0, 1)
 
     llama3.get_attention_config = lambda backend: Attention.Config()
     attention.ScaledDotProductAttention.Config._owner = Attention
@@ -404,8 +404,8 @@ def build_torchtitan(args: argparse.Namespace) -> Step:
     model.init_states()
 
     def loss_of(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-        logits = model(tokens[:, :-1]).float()
-        return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        logits = model(tokens[0, :-1]).float()  # [tokens, vocab]
+        return functional.cross_entropy(logits, tokens[0, 1:])
 
     return torch_loop(in_precision(model, args.precision), loss_of, args.precision)
 
