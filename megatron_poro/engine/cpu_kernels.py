@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from megatron_poro.engine.cpu_linear import settle_gradients
+
 
 def install_cpu_kernels() -> None:
     """Hand megatron-core these functions in place of the fused ones that it would import for an accelerator."""
-    import megatron.core.tensor_parallel.layers as linear
     from megatron.core import tensor_parallel
+    from megatron.core.tensor_parallel import layers
     from megatron.core.transformer import attention, mlp
 
-    modules: Any = linear
-    modules.fused_weight_gradient_mlp_cuda, modules._grad_accum_fusion_available = WeightGradients, True
-    modules = mlp
+    modules: Any = mlp
     modules.bias_swiglu_impl = _where_it_fits(swiglu, _has_no_bias, mlp.bias_swiglu_impl)
     modules = attention
     modules.apply_rotary_pos_emb = _where_it_fits(rotate, _are_whole_heads, attention.apply_rotary_pos_emb)
     modules = tensor_parallel
-    modules.VocabParallelEmbedding = build_embedding_class(linear.VocabParallelEmbedding)
+    modules.VocabParallelEmbedding = build_embedding_class(layers.VocabParallelEmbedding)
 
 
 def _where_it_fits(ours: Callable[..., Any], fits: Callable[..., bool], general: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,18 +47,6 @@ def _are_whole_heads(x: torch.Tensor, angles: torch.Tensor, *unused: Any, **sett
 def _apply(function: Any, *args: Any) -> torch.Tensor:
     result: torch.Tensor = function.apply(*args)
     return result
-
-
-class WeightGradients:
-    """What megatron-core calls to add a linear layer's weight gradient to the buffer, without a tensor of its own for it."""
-
-    @staticmethod
-    def wgrad_gemm_accum_fp32(inputs: torch.Tensor, gradients: torch.Tensor, main_grad: torch.Tensor) -> None:
-        """main_grad [out, in] += gradients [tokens, out]^T inputs [tokens, in], in fp32."""
-        if inputs.dtype == main_grad.dtype:
-            main_grad.addmm_(gradients.t(), inputs)
-        else:
-            main_grad.add_(gradients.t() @ inputs)
 
 
 def swiglu(x: torch.Tensor, bias: None = None, *unused: bool) -> torch.Tensor:
@@ -184,6 +172,7 @@ class _Rows(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         rows, is_elsewhere = ctx.saved_tensors
+        settle_gradients([ctx.weight])
         main_grad = ctx.weight.main_grad
         gradient = gradient.masked_fill(is_elsewhere[..., None], 0).flatten(0, -2)
         main_grad.index_add_(0, rows.flatten(), gradient.to(main_grad.dtype))

@@ -93,7 +93,7 @@ def build_transformer_config(config: RunConfig, layout: Layout, platform: Platfo
         batch_p2p_comm=not interleaved,
         **_recompute_settings(config.training.recompute),
         # Fused kernels come from Transformer Engine or apex extensions, or the CPU platform; without them torch's own are used.
-        gradient_accumulation_fusion=platform.is_cpu,
+        gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
         apply_rope_fusion=HAS_TRANSFORMER_ENGINE and not platform.is_cpu and not _turns_by_position(config.data),

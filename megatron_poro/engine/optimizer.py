@@ -11,6 +11,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
 from megatron_poro.config import RunConfig
 from megatron_poro.engine.adam import FusedAdam, provide_fused_adam
+from megatron_poro.engine.cpu_linear import settle_gradients
 from megatron_poro.engine.phases import Phase, enter
 
 
@@ -47,9 +48,11 @@ def build_optimizer(config: RunConfig, chunks: Sequence[DistributedDataParallel]
     return optimizer
 
 
-def _finalize_gradients(*args: Any, **kwargs: Any) -> None:
+def _finalize_gradients(chunks: Sequence[DistributedDataParallel], *args: Any, **kwargs: Any) -> None:
     enter(Phase.GRADIENTS)
-    finalize_model_grads(*args, **kwargs)
+    for chunk in chunks:
+        settle_gradients(chunk.parameters())
+    finalize_model_grads(chunks, *args, **kwargs)
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, rate: float, weight_decay: float) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from megatron_poro.engine.cpu_collectives import install_cpu_collectives
 from megatron_poro.engine.cpu_kernels import install_cpu_kernels
+from megatron_poro.engine.cpu_linear import install_cpu_linear
 
 CPU = torch.device("cpu")
 FACTORIES = ("arange", "empty", "full", "ones", "rand", "randn", "tensor", "zeros")
@@ -58,6 +59,7 @@ def install_cpu_platform() -> None:
     _redirect_generators()
     _keep_freed_memory()
     install_cpu_kernels()
+    install_cpu_linear()
     install_cpu_collectives()
 
 
