@@ -10,21 +10,15 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from megatron_poro.engine.cpu_linear import settle_gradients
-
 
 def install_cpu_kernels() -> None:
     """Hand megatron-core these functions in place of the fused ones that it would import for an accelerator."""
-    from megatron.core import tensor_parallel
-    from megatron.core.tensor_parallel import layers
     from megatron.core.transformer import attention, mlp
 
     modules: Any = mlp
     modules.bias_swiglu_impl = _where_it_fits(swiglu, _has_no_bias, mlp.bias_swiglu_impl)
     modules = attention
     modules.apply_rotary_pos_emb = _where_it_fits(rotate, _are_whole_heads, attention.apply_rotary_pos_emb)
-    modules = tensor_parallel
-    modules.VocabParallelEmbedding = build_embedding_class(layers.VocabParallelEmbedding)
 
 
 def _where_it_fits(ours: Callable[..., Any], fits: Callable[..., bool], general: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,44 +130,3 @@ def _turn(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, sign: int) 
     torch.mul(x1, cosine, out=y1).addcmul_(x2, sine, value=-sign)
     torch.mul(x2, cosine, out=y2).addcmul_(x1, sine, value=sign)
     return y
-
-
-def build_embedding_class(base: Any) -> Any:
-    """megatron-core's embedding, whose gradient goes to the rows of the buffer that were read, and not by way of a whole table."""
-    from megatron.core.tensor_parallel.mappings import (
-        reduce_from_tensor_model_parallel_region,
-        reduce_scatter_to_sequence_parallel_region,
-    )
-
-    class Embedding(base):  # type: ignore[misc]
-        """megatron-core's contract: token ids [batch, seq] -> [batch, seq, hidden], or [seq / tensor, batch, hidden]."""
-
-        def forward(self, token_ids: torch.Tensor) -> Any:
-            if not hasattr(self.weight, "main_grad"):
-                return super().forward(token_ids)
-            rows = token_ids - self.vocab_start_index
-            is_elsewhere = (rows < 0) | (rows >= self.num_embeddings_per_partition)
-            read = _apply(_Rows, self.weight, rows.masked_fill(is_elsewhere, 0), is_elsewhere)
-            if self.reduce_scatter_embeddings:
-                return reduce_scatter_to_sequence_parallel_region(read.transpose(0, 1).contiguous(), group=self.tp_group)
-            return reduce_from_tensor_model_parallel_region(read, group=self.tp_group)
-
-    return Embedding
-
-
-class _Rows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor, rows: torch.Tensor, is_elsewhere: torch.Tensor) -> torch.Tensor:
-        ctx.weight = weight
-        ctx.save_for_backward(rows, is_elsewhere)
-        return functional.embedding(rows, weight).masked_fill_(is_elsewhere[..., None], 0)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        rows, is_elsewhere = ctx.saved_tensors
-        settle_gradients([ctx.weight])
-        main_grad = ctx.weight.main_grad
-        gradient = gradient.masked_fill(is_elsewhere[..., None], 0).flatten(0, -2)
-        main_grad.index_add_(0, rows.flatten(), gradient.to(main_grad.dtype))
-        return None, None, None
