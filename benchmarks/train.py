@@ -55,12 +55,15 @@ def main() -> None:
 
 def measure_contestants(args: argparse.Namespace) -> dict[str, Any]:
     """Start all, step in turn, and print the table."""
-    names = [name for name in args.only or CONTESTANTS[args.part] if is_there(name, args)]
-    running = {name: start(name, args) for name in names}
-    for name in list(running):
-        if receive(running[name]) is None:
+    running = {}
+    for name in args.only or CONTESTANTS[args.part]:
+        if not is_there(name, args):
+            continue
+        process = start(name, args)
+        if receive(process):  # one after the other: each warms up
+            running[name] = process
+        else:
             print(f"{name} does not start", file=sys.stderr)
-            del running[name]
     steps: dict[str, list[dict[str, float]]] = {name: [] for name in running}
     order = random.Random(0)
     for _ in range(args.rounds):
@@ -84,7 +87,8 @@ def start(name: str, args: argparse.Namespace) -> "subprocess.Popen[str]":
     python = args.litgpt_python if name in ("litgpt", "torchtitan") else sys.executable
     threads = max(1, args.threads // (2 if args.part == "dp2" else 1))
     words = ["--seq", args.seq, "--precision", args.mode, "--threads", threads]
-    command = [python, "-W", "ignore", HERE / "train_contestants.py", name, *words]
+    program = "train_loop.py" if name == "loop" else "train_contestants.py"
+    command = [python, "-W", "ignore", HERE / program, name, *words]
     if args.torchtitan:
         command += ["--torchtitan", args.torchtitan]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": str(threads)}
@@ -141,7 +145,7 @@ def show_share(steps: dict[str, list[dict[str, float]]], sequence: int) -> dict[
 
 def measure_loop(args: argparse.Namespace) -> dict[str, Any]:
     """Ours and the bare loop in turn, in one process."""
-    process = start("poro-loop", args)
+    process = start("loop", args)
     receive(process)
     taken = []
     for _ in range(args.rounds):
@@ -149,11 +153,13 @@ def measure_loop(args: argparse.Namespace) -> dict[str, Any]:
         process.stdin.flush()
         taken.append(receive(process))
     finish(process)
-    ratios = [each["seconds"] / each["bare_seconds"] for each in taken]
-    print(f"loop / bare, by step: {as_text(spread(ratios), digits=3)}")
-    total = sum(each["seconds"] for each in taken) / sum(each["bare_seconds"] for each in taken)
-    print(f"in all {total:.3f}")
-    return {"ratio": spread(ratios), "total": total}
+    report = {}
+    for clock in ("seconds", "cpu_seconds"):
+        ratios = [each[clock] / each["bare_" + clock] for each in taken]
+        total = sum(each[clock] for each in taken) / sum(each["bare_" + clock] for each in taken)
+        print(f"loop / bare in {clock}, by step: {as_text(spread(ratios), digits=3)}, in all {total:.3f}")
+        report[clock] = {"ratio": spread(ratios), "total": total}
+    return report
 
 
 def spread(values: Sequence[float]) -> list[float]:

@@ -6,7 +6,8 @@ stdin it answers with its peak memory. Runs in any environment that has torch: e
 
 import sys
 
-sys.path.pop(0)  # this folder: its tokenize.py must not stand in for the standard library's
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder: its tokenize.py must not stand in for the standard library's
 
 import argparse
 import json
@@ -14,14 +15,12 @@ import os
 import resource
 import socket
 import subprocess
-import tempfile
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -38,23 +37,10 @@ Step = Callable[[torch.Tensor], None]
 
 def main() -> None:
     """Build the contestant, warm up, and step when asked."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("name", choices=(*BUILDERS, "poro-loop"))
-    parser.add_argument("--seq", type=int, required=True)
-    parser.add_argument("--precision", choices=("fp32", "autocast", "bf16"), required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--warm-up", type=int, default=2)
-    parser.add_argument("--torchtitan", type=Path)
-    parser.add_argument("--rank", type=int, default=0)
-    parser.add_argument("--port", type=int)
-    parser.set_defaults(listen_fd=None)
-    args = parser.parse_args()
+    args = read_arguments(*BUILDERS)
     os.environ.update(OMP_NUM_THREADS=str(args.threads), GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.rank)
-    if args.name == "poro-loop":
-        listen(args)
-        return run_loop(args)
     args.ranks = 2 if args.name.endswith("dp2") else 1
     if args.rank == 0:
         listen(args)
@@ -64,10 +50,26 @@ def main() -> None:
     for n in range(args.warm_up):
         step(tokens[n])
     answer_steps(step, tokens, args)
-    print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}), flush=True)
+    if args.rank == 0:
+        print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}), flush=True)
     if other:
         other.wait()
     os._exit(0)  # groups need no farewell here
+
+
+def read_arguments(*names: str) -> argparse.Namespace:
+    """What benchmarks/train.py says; `names` are the contestants of this file."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name", choices=names)
+    parser.add_argument("--seq", type=int, required=True)
+    parser.add_argument("--precision", choices=("fp32", "autocast", "bf16"), required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--torchtitan", type=Path)
+    parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--port", type=int)
+    parser.set_defaults(listen_fd=None)
+    return parser.parse_args()
 
 
 def answer_steps(step: Step, tokens: torch.Tensor, args: argparse.Namespace) -> None:
@@ -126,82 +128,6 @@ def build_poro(args: argparse.Namespace) -> Step:
         train_step(chunks, optimizer, [(tokens.numpy(), 1)])
 
     return step
-
-
-def run_loop(args: argparse.Namespace) -> None:
-    """`poro train` on random tokens, with a step of a bare loop on megatron-core before each of its steps; both are timed."""
-    from data_indexing.writer import IndexedWriter
-    from megatron_poro.engine.launch import World
-    from megatron_poro.engine.platform import start_platform
-
-    world = World(0, 1, 0, port=args.port, listen_fd=args.listen_fd, is_local=True)
-    platform = start_platform(0)
-    from megatron_poro.topology import Layout
-    from megatron_poro.training import loop
-
-    take_step, last = loop._take_step, time.perf_counter()
-
-    def take_both(trainer: Any) -> Any:
-        """Called once in each turn of the loop; what passes from one bare step to the next is the loop's."""
-        nonlocal last
-        own = time.perf_counter() - last
-        began = time.perf_counter()
-        take_bare_step(trainer.chunks, trainer.optimizer, args.seq)
-        bare = time.perf_counter() - began
-        num_steps.append(1)
-        if len(num_steps) > args.warm_up and not answer({"seconds": own, "bare_seconds": bare}):
-            trainer.requests.stop = True
-        last = time.perf_counter()
-        return take_step(trainer)
-
-    num_steps: list[int] = []
-    loop._take_step = take_both
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with IndexedWriter(folder / "random", np.uint16) as writer:
-            for _ in range(200):
-                writer.add_document(np.random.randint(0, VOCAB, 4 * args.seq).astype(np.uint16))
-        config = poro_config(args.seq, "fp32" if args.precision == "fp32" else "bf16", folder)
-        (folder / "run").mkdir()
-        print(json.dumps({"ready": True}), flush=True)
-        loop.train(config, world, Layout(1, 1, 1, 1), platform, last_step=args.warm_up + 1000)
-
-
-def answer(values: dict[str, float]) -> bool:
-    """Wait for the next line and answer it; False at the end of stdin."""
-    if not sys.stdin.readline():
-        return False
-    print(json.dumps(values), flush=True)
-    return True
-
-
-def take_bare_step(chunks: Any, optimizer: Any, sequence: int) -> None:
-    """megatron-core's schedule and optimizer with nothing about them."""
-    from megatron.core.pipeline_parallel import get_forward_backward_func
-
-    from megatron_poro.engine.optimizer import prepare_update, update
-
-    for chunk in chunks:
-        chunk.zero_grad_buffer()
-    optimizer.zero_grad()
-    get_forward_backward_func()(
-        forward_step_func=forward_bare,
-        data_iterator=iter([torch.randint(VOCAB, (1, sequence + 1))]),
-        model=chunks[0],
-        num_microbatches=1,
-        seq_length=sequence,
-        micro_batch_size=1,
-        forward_only=False,
-    )
-    update(optimizer, prepare_update(optimizer))
-
-
-def forward_bare(batches: Iterator[torch.Tensor], model: nn.Module) -> Any:
-    """The least that the schedule accepts."""
-    tokens = next(batches)
-    positions = torch.arange(tokens.size(1) - 1)[None]
-    losses = model(tokens[:, :-1].contiguous(), positions, None, labels=tokens[:, 1:].contiguous())
-    return losses, lambda losses: (losses.mean(), losses.detach().sum())
 
 
 def poro_config(sequence: int, precision: str, folder: Path, *, num_steps: int = 1000) -> Any:
