@@ -129,6 +129,27 @@ def stack(name: str, arrays: Sequence[StoredArray]) -> StoredArray:
     return StoredArray(name, (len(arrays), *arrays[0].shape), arrays[0].dtype, boxes)
 
 
+def boxes_of_range(start: int, stop: int, shape: Sequence[int]) -> Iterator[tuple[Shape, Shape]]:
+    """Offsets and sizes of the fewest boxes, in order, whose numbers are `start` to `stop` of a row-major tensor."""
+    if start >= stop:
+        return
+    if len(shape) == 1:
+        yield (start,), (stop - start,)
+        return
+    inner = math.prod(shape[1:])
+    row, within = divmod(start, inner)
+    if within or stop < (row + 1) * inner:
+        end = min(stop, (row + 1) * inner)
+        for offsets, sizes in boxes_of_range(within, end - row * inner, shape[1:]):
+            yield (row, *offsets), (1, *sizes)
+        yield from boxes_of_range(end, stop, shape)
+        return
+    rows = stop // inner - row
+    whole = tuple(shape[1:])
+    yield (row, *(0 for _ in whole)), (rows, *whole)
+    yield from boxes_of_range((row + rows) * inner, stop, shape)
+
+
 def as_bytes(tensor: torch.Tensor) -> Bytes:
     """The memory of a tensor, the last axis in bytes; a view, of slices too. A scalar becomes one axis."""
     tensor = tensor.unsqueeze(0) if tensor.dim() == 0 else tensor

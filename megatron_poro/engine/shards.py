@@ -15,6 +15,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
+from megatron_poro.conversion.arrays import boxes_of_range
 from megatron_poro.engine.model import unwrap
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -148,24 +149,3 @@ def _cut(part: _Part, owned: range, numbers: torch.Tensor, *, name: str) -> Iter
             bool(part.where.allow_shape_mismatch),
         )
         done += count
-
-
-def boxes_of_range(start: int, stop: int, shape: Sequence[int]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Offsets and sizes of the fewest boxes, in order, whose numbers are `start` to `stop` of a row-major tensor."""
-    if start >= stop:
-        return
-    if len(shape) == 1:
-        yield (start,), (stop - start,)
-        return
-    inner = math.prod(shape[1:])
-    row, within = divmod(start, inner)
-    if within or stop < (row + 1) * inner:
-        end = min(stop, (row + 1) * inner)
-        for offsets, sizes in boxes_of_range(within, end - row * inner, shape[1:]):
-            yield (row, *offsets), (1, *sizes)
-        yield from boxes_of_range(end, stop, shape)
-        return
-    rows = stop // inner - row
-    whole = tuple(shape[1:])
-    yield (row, *(0 for _ in whole)), (rows, *whole)
-    yield from boxes_of_range((row + rows) * inner, stop, shape)

@@ -15,7 +15,7 @@ from tests.training.guarded import assert_gone, events, finish, pids_of, run_fil
 
 def torchrun(path: Path, rank: int, fault: str = "", **environment: str):
     """One of two processes as torchrun would start it."""
-    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     return start(path, fault, **place, **environment)
 
 

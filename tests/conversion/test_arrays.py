@@ -5,11 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_poro.engine.platform import start_platform
-
-start_platform(0)
-
-from megatron_poro.engine.shards import boxes_of_range  # noqa: E402 - megatron-core is imported on the platform
+from megatron_poro.conversion.arrays import boxes_of_range
 
 SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
 
