@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 EVENTS = "events.jsonl"
-SKEW_SECONDS = 1.0
 LOST_PEER = re.compile(r"connection (closed|reset|refused)|broken pipe|timed out|timeout|pair\.cc|nccl error|socket", re.IGNORECASE)
 
 
@@ -91,7 +90,7 @@ def read_failure(start: Start) -> Failure | None:
         failure = Failure(**json.loads(start.marker.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return failure if start.is_unique or failure.time > start.time - SKEW_SECONDS else None
+    return failure if start.is_unique or failure.time > start.time else None
 
 
 def wait_for_failure(start: Start, seconds: float) -> Failure | None:
