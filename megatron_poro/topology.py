@@ -1,7 +1,7 @@
 """Which rank does what: integers only, the one place where ranks are computed.
 
-Ranks are numbered tensor first, then data, then pipeline, as megatron-core numbers them: the ranks of a tensor group are
-neighbours, so they share a node.
+Ranks are numbered tensor first, then context, then data, then pipeline, as megatron-core numbers them: the ranks of a tensor group
+are neighbours, so they share a node.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ class Layout:
     pipeline: int = 1
     data: int = 1
     virtual_stages: int = 1
+    context: int = 1
 
     @property
     def model_size(self) -> int:
@@ -27,11 +28,12 @@ class Layout:
     @property
     def world_size(self) -> int:
         """Processes in all."""
-        return self.model_size * self.data
+        return self.model_size * self.context * self.data
 
     def __str__(self) -> str:
+        context = f" x CP{self.context}" if self.context > 1 else ""
         virtual = f" with {self.virtual_stages} virtual stages" if self.virtual_stages > 1 else ""
-        return f"TP{self.tensor} x PP{self.pipeline} x DP{self.data}{virtual}"
+        return f"TP{self.tensor} x PP{self.pipeline} x DP{self.data}{context}{virtual}"
 
 
 @dataclass(frozen=True)
@@ -41,34 +43,46 @@ class Coordinates:
     data: int
     pipeline: int
     tensor: int
+    context: int = 0
 
 
-def build_layout(tensor: int, pipeline: int, virtual_stages: int, *, world_size: int) -> Layout:
-    """The layout on `world_size` processes; the data axis takes what tensor and pipeline leave.
+def build_layout(tensor: int, pipeline: int, virtual_stages: int, *, world_size: int, context: int = 1) -> Layout:
+    """The layout on `world_size` processes; the data axis takes what tensor, pipeline and context leave.
 
-    Raises LayoutError when tensor x pipeline does not divide the world size.
+    Raises LayoutError when tensor x pipeline x context does not divide the world size.
     """
-    model_size = tensor * pipeline
-    if world_size % model_size:
+    sizes = {"tensor": tensor, "pipeline": pipeline} | ({"context": context} if context > 1 else {})
+    taken = tensor * pipeline * context
+    if world_size % taken:
+        product = " x ".join(f"parallel.{axis} ({size})" for axis, size in sizes.items())
+        keys = " / ".join(f"parallel.{axis}" for axis in sizes)
         raise LayoutError(
-            f"parallel.tensor ({tensor}) x parallel.pipeline ({pipeline}) = {model_size} does not divide world size "
-            f"{world_size}; start a multiple of {model_size} processes or change parallel.tensor / parallel.pipeline"
+            f"{product} = {taken} does not divide world size {world_size}; start a multiple of {taken} processes or change {keys}"
         )
-    return Layout(tensor, pipeline, world_size // model_size, virtual_stages)
+    return Layout(tensor, pipeline, world_size // taken, virtual_stages, context)
 
 
 def locate_rank(rank: int, layout: Layout) -> Coordinates:
     """The axes' ranks of process `rank`; the inverse of `rank_at`."""
     return Coordinates(
         tensor=rank % layout.tensor,
-        data=rank // layout.tensor % layout.data,
-        pipeline=rank // (layout.tensor * layout.data),
+        context=rank // layout.tensor % layout.context,
+        data=rank // (layout.tensor * layout.context) % layout.data,
+        pipeline=rank // (layout.tensor * layout.context * layout.data),
     )
 
 
 def rank_at(where: Coordinates, layout: Layout) -> int:
     """The process at the given axes' ranks; the inverse of `locate_rank`."""
-    return where.tensor + layout.tensor * (where.data + layout.data * where.pipeline)
+    return where.tensor + layout.tensor * (where.context + layout.context * (where.data + layout.data * where.pipeline))
+
+
+def sequence_chunks(rank: int, size: int) -> tuple[int, int]:
+    """The two of 2 x `size` chunks of every sequence that context rank `rank` of `size` holds.
+
+    An early and a late one: with causal attention every rank then has the same amount of work.
+    """
+    return rank, 2 * size - 1 - rank
 
 
 def layers_of(stage: int, chunk: int, num_layers: int, layout: Layout) -> range:

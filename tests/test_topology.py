@@ -12,10 +12,11 @@ from megatron_poro.topology import (
     microbatch_samples,
     padded_vocab_size,
     rank_at,
+    sequence_chunks,
 )
 
 SIZES = st.integers(1, 8)
-LAYOUTS = st.builds(Layout, tensor=SIZES, pipeline=SIZES, data=SIZES, virtual_stages=st.integers(1, 4))
+LAYOUTS = st.builds(Layout, tensor=SIZES, pipeline=SIZES, data=SIZES, virtual_stages=st.integers(1, 4), context=st.integers(1, 4))
 
 
 @given(LAYOUTS)
@@ -30,6 +31,17 @@ def test_tensor_ranks_are_neighbours_and_pipeline_ranks_are_furthest_apart() -> 
     assert locate_rank(1, layout) == Coordinates(data=0, pipeline=0, tensor=1)
     assert locate_rank(2, layout) == Coordinates(data=1, pipeline=0, tensor=0)
     assert locate_rank(4, layout) == Coordinates(data=0, pipeline=1, tensor=0)
+    layout = Layout(tensor=2, pipeline=2, data=2, context=2)
+    assert locate_rank(2, layout) == Coordinates(data=0, pipeline=0, tensor=0, context=1)
+    assert locate_rank(4, layout) == Coordinates(data=1, pipeline=0, tensor=0)
+    assert locate_rank(8, layout) == Coordinates(data=0, pipeline=1, tensor=0)
+
+
+@given(SIZES)
+def test_context_ranks_hold_every_chunk_once_and_causal_attention_costs_them_the_same(size: int) -> None:
+    held = [sequence_chunks(rank, size) for rank in range(size)]
+    assert sorted(chunk for pair in held for chunk in pair) == list(range(2 * size))
+    assert len({sum(pair) for pair in held}) == 1
 
 
 @given(LAYOUTS, st.integers(1, 4))
@@ -51,8 +63,13 @@ def test_layers_that_do_not_divide_are_refused_with_both_numbers() -> None:
 
 def test_the_data_axis_takes_what_tensor_and_pipeline_leave() -> None:
     assert build_layout(8, 8, 1, world_size=1024).data == 16
+    assert build_layout(8, 8, 1, world_size=1024, context=4).data == 4
     with pytest.raises(LayoutError, match=r"parallel.tensor \(8\) x parallel.pipeline \(6\) = 48 does not divide world size 64"):
         build_layout(8, 6, 1, world_size=64)
+    with pytest.raises(
+        LayoutError, match=r"x parallel.context \(3\) = 48 does not divide .* / parallel.pipeline / parallel.context"
+    ):
+        build_layout(8, 2, 1, world_size=64, context=3)
 
 
 @pytest.mark.parametrize("tensor", [1, 2, 4, 8])

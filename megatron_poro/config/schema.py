@@ -50,7 +50,7 @@ class ParallelConfig:
     )
     virtual_stages: int = setting("model chunks per stage (interleaved schedule); 1 means none", default=1)
     sequence: bool = setting("split norms and residuals along the sequence inside a tensor group", default=False)
-    context: int = setting("processes that share each sequence; more than 1 are refused for now", default=1)
+    context: int = setting("processes that share each sequence; above 1 accelerators need Transformer Engine for it", default=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_poro.config.data_rules import find_data_problems
 from megatron_poro.config.duration_rules import find_batch_problems, find_duration_problems, find_schedule_problems
-from megatron_poro.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, head_dim
+from megatron_poro.config.schema import DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, head_dim
 from megatron_poro.topology import Layout
 
 NON_NEGATIVE = {
@@ -89,8 +89,6 @@ def _find_layout_problems(model: ModelConfig, parallel: ParallelConfig) -> Itera
             f"parallel.pipeline ({parallel.pipeline}) x parallel.virtual_stages ({parallel.virtual_stages}) = {chunks} does "
             f"not divide model.num_layers ({model.num_layers}); choose a divisor of {model.num_layers}"
         )
-    if parallel.context > 1:
-        yield f"parallel.context ({parallel.context}): sequences cannot be shared by processes yet; leave it at 1"
     if parallel.virtual_stages > 1 and parallel.pipeline == 1:
         yield f"parallel.virtual_stages ({parallel.virtual_stages}) needs parallel.pipeline above 1"
     if parallel.sequence and tensor == 1:
@@ -99,10 +97,24 @@ def _find_layout_problems(model: ModelConfig, parallel: ParallelConfig) -> Itera
 
 def _find_batch_problems(config: RunConfig) -> Iterator[str]:
     parallel = config.parallel
-    layout = Layout(parallel.tensor, parallel.pipeline, max(parallel.data, 1), parallel.virtual_stages)
+    layout = Layout(parallel.tensor, parallel.pipeline, max(parallel.data, 1), parallel.virtual_stages, parallel.context)
     yield from find_batch_problems(config.training, layout)
-    if parallel.sequence and config.data.sequence_length % max(parallel.tensor, 1):
-        yield f"data.sequence_length ({config.data.sequence_length}) is not a multiple of parallel.tensor ({parallel.tensor})"
+    yield from _find_sequence_problems(config.data, parallel)
+
+
+def _find_sequence_problems(data: DataConfig, parallel: ParallelConfig) -> Iterator[str]:
+    """Sequences that cannot be cut as the layout cuts them."""
+    length, tensor, context = data.sequence_length, parallel.tensor, parallel.context
+    if context > 1 and length % (2 * context):
+        yield f"data.sequence_length ({length}) is not a multiple of 2 x parallel.context ({context}) = {2 * context}"
+    elif parallel.sequence and length // context % tensor:
+        shared = f" / parallel.context ({context}) = {length // context}" if context > 1 else ""
+        yield f"data.sequence_length ({length}){shared} is not a multiple of parallel.tensor ({tensor})"
+    if context > 1 and data.reset_attention_mask:
+        yield (
+            f"data.reset_attention_mask (true) and parallel.context ({context}): documents cannot be cut over processes; "
+            "set one of them back"
+        )
 
 
 def _find_length_problems(config: RunConfig) -> Iterator[str]:

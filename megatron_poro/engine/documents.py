@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.utils import get_batch_on_this_cp_rank
 
 from megatron_poro.config import DataConfig
 from megatron_poro.data.borders import NO_EOD, document_positions, document_starts
@@ -57,21 +58,26 @@ def schedule_shape(rows: Tokens, rules: DocumentRules | None) -> tuple[int, int]
 
 
 def model_inputs(rows: Tokens, rules: DocumentRules | None, device: torch.device) -> ModelInputs:
-    """The inputs of token ids [batch, seq + 1] on `device`."""
+    """The inputs of token ids [batch, seq + 1] on `device`: of each sequence, the part that this rank holds."""
     # The files' narrow type travels to the device and is widened there.
     tokens = torch.from_numpy(rows).to(device).long()  # [batch, seq + 1]
     inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     batch, length = inputs.shape
     if rules is None:
-        return ModelInputs(inputs, labels, torch.arange(length, device=device)[None])
+        return ModelInputs(*_own_chunks(inputs, labels, torch.arange(length, device=device)[None]))
     starts = document_starts(rows[:, :-1], rules.eod_token_id)
     row_starts = np.arange(batch + 1) * length
     numbers = document_positions(starts if rules.reset_positions else row_starts)
     positions = torch.from_numpy(numbers).view(batch, length).to(device)
     if not rules.mask_attention:
-        return ModelInputs(inputs, labels, positions)
+        return ModelInputs(*_own_chunks(inputs, labels, positions))
     # Transformer Engine's kernels read the borders; our attention loops over them on the host.
     borders = torch.from_numpy(starts).to(device if HAS_TRANSFORMER_ENGINE else "cpu", torch.int32)
     # The longest document may be as long as a row. A number that changed with the batch would make kernels plan anew for each.
     packed = PackedSeqParams("thd", borders, borders, max_seqlen_q=length, max_seqlen_kv=length)
     return ModelInputs(inputs.view(1, -1), labels.view(1, -1), positions.view(1, -1), packed)
+
+
+def _own_chunks(*whole: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The chunks of sequences [batch, seq] that this rank's place on the context axis holds: all of them without such an axis."""
+    return tuple(get_batch_on_this_cp_rank(dict(enumerate(whole))).values())

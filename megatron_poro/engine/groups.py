@@ -36,6 +36,7 @@ def start_groups(world: World, layout: Layout, platform: Platform, *, timeout_se
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual_stages if layout.virtual_stages > 1 else None,
+        context_parallel_size=layout.context,
         create_gloo_process_groups=False,
     )
 
@@ -48,7 +49,7 @@ def stop_groups() -> None:
 
 
 def holds_loss() -> bool:
-    """True on the one rank per model copy that reports losses: last stage, first of its tensor group."""
+    """True where losses are reported: on the last stage, the first of each tensor group; context ranks report their tokens each."""
     return bool(parallel_state.is_pipeline_last_stage(ignore_virtual=True) and parallel_state.get_tensor_model_parallel_rank() == 0)
 
 

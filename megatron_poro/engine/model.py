@@ -18,6 +18,7 @@ from megatron_poro.engine.documents import document_rules
 from megatron_poro.engine.layers import HAS_TRANSFORMER_ENGINE, build_layer_spec
 from megatron_poro.engine.platform import Platform
 from megatron_poro.engine.rope import rotary_frequencies
+from megatron_poro.errors import LayoutError
 from megatron_poro.topology import Layout, padded_vocab_size
 
 
@@ -82,6 +83,7 @@ def build_transformer_config(config: RunConfig, layout: Layout, platform: Platfo
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual_stages if interleaved else None,
+        context_parallel_size=layout.context,
         sequence_parallel=config.parallel.sequence,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -116,6 +118,18 @@ def _turns_by_position(data: DataConfig) -> bool:
     return data.reset_position_ids and not data.reset_attention_mask
 
 
+def check_context(layout: Layout, platform: Platform) -> None:
+    """Raise LayoutError where processes cannot share sequences: on accelerators without Transformer Engine's attention.
+
+    With it megatron-core's own path is taken, which was not run on an accelerator yet; the CPU's path is tested.
+    """
+    if layout.context > 1 and not HAS_TRANSFORMER_ENGINE and not platform.is_cpu:
+        raise LayoutError(
+            f"parallel.context ({layout.context}): on accelerators it needs Transformer Engine, which is not installed here; "
+            "install it, or set parallel.context = 1 and share the model by parallel.tensor and parallel.sequence"
+        )
+
+
 def build_model(config: RunConfig, layout: Layout, platform: Platform) -> list[DistributedDataParallel]:
     """This process's model chunks, one per virtual stage, with random weights. Every rank must call it."""
     torch.manual_seed(config.training.seed)
@@ -124,7 +138,7 @@ def build_model(config: RunConfig, layout: Layout, platform: Platform) -> list[D
     stages: Sequence[int | None] = range(layout.virtual_stages) if layout.virtual_stages > 1 else [None]
     chunks = [LlamaModel(transformer, config.model, data=config.data, vp_stage=stage).to(platform.device) for stage in stages]
     wrapped = [Float16Module(transformer, chunk) if transformer.bf16 else chunk for chunk in chunks]
-    overlap = not platform.is_cpu and layout.data > 1
+    overlap = not platform.is_cpu and layout.data * layout.context > 1
     data_parallel = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=True,

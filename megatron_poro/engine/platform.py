@@ -149,6 +149,7 @@ def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
         device = kwargs.get("device")
         if device is not None and str(device).startswith("cuda"):
             kwargs["device"] = CPU
+        kwargs.pop("pin_memory", None)  # without an accelerator there is nothing to pin it for, and torch refuses
         return factory(*args, **kwargs)
 
     return redirected

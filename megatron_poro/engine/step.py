@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -115,11 +116,15 @@ def _forward_step(microbatches: Iterator[Microbatch], model: torch.nn.Module) ->
 
 
 def _report_loss(batch_size: int, num_rows: int, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean loss of a microbatch for the backward pass, and [sum, tokens] over the rows that count for the report."""
+    """What the backward pass starts from, and [sum, tokens] of this rank over the rows that count for the report.
+
+    A context rank has a part of each sequence: its share of the mean loss goes back, and the schedule multiplies it by their number
+    as it divides gradients by it.
+    """
     counted = losses.view(batch_size, -1)[:num_rows]
     report = torch.tensor([0.0, counted.numel()], dtype=torch.float64, device=losses.device)
     report[0] = counted.detach().double().sum()
-    return losses.mean(), report
+    return losses.mean() / parallel_state.get_context_parallel_world_size(), report
 
 
 def _mean(totals: torch.Tensor) -> float:

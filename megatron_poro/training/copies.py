@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 from megatron_poro.topology import Coordinates, Layout, rank_at
 
@@ -43,13 +44,18 @@ def _minority(group: Sequence[int], hashes: Sequence[int]) -> tuple[list[int], l
 def _data_groups(layout: Layout) -> Iterator[list[int]]:
     for stage in range(layout.pipeline):
         for tensor in range(layout.tensor):
-            yield [rank_at(Coordinates(data, stage, tensor), layout) for data in range(layout.data)]
+            yield [rank_at(Coordinates(data, stage, tensor, context), layout) for data, context in _copies(layout)]
 
 
 def _tensor_groups(layout: Layout) -> Iterator[list[int]]:
     for stage in range(layout.pipeline):
-        for data in range(layout.data):
-            yield [rank_at(Coordinates(data, stage, tensor), layout) for tensor in range(layout.tensor)]
+        for data, context in _copies(layout):
+            yield [rank_at(Coordinates(data, stage, tensor, context), layout) for tensor in range(layout.tensor)]
+
+
+def _copies(layout: Layout) -> Iterator[tuple[int, int]]:
+    """The data and context ranks of every copy of the model."""
+    yield from product(range(layout.data), range(layout.context))
 
 
 def _few(ranks: Sequence[int], most: int = 8) -> str:

@@ -19,7 +19,7 @@ from megatron_poro.engine import phases
 from megatron_poro.engine.checkpoint import load_weights, read_source
 from megatron_poro.engine.groups import start_groups, stop_groups
 from megatron_poro.engine.launch import World
-from megatron_poro.engine.model import build_model
+from megatron_poro.engine.model import build_model, check_context
 from megatron_poro.engine.optimizer import build_optimizer, set_learning_rate
 from megatron_poro.engine.phases import Phase
 from megatron_poro.engine.platform import Platform
@@ -40,6 +40,7 @@ from megatron_poro.training.trainer import Trainer
 
 def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *, last_step: int) -> bool:
     """Train until `last_step` steps of the run are done; False when a signal ended it sooner. Every rank must call it."""
+    check_context(layout, platform)
     config = replace(config, data=look_up_eod(config.data))
     run_directory = Path(config.run_directory)
     requests = Requests(run_directory if world.rank == 0 else None)

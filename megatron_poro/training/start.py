@@ -110,18 +110,21 @@ def stop_file_was_there(run_directory: Path) -> bool:
 def local_layout(config: RunConfig) -> Layout:
     """The layout when nobody else starts the processes: one model copy unless parallel.data says more."""
     parallel = config.parallel
-    return Layout(parallel.tensor, parallel.pipeline, max(parallel.data, 1), parallel.virtual_stages)
+    return Layout(parallel.tensor, parallel.pipeline, max(parallel.data, 1), parallel.virtual_stages, parallel.context)
 
 
 def layout_of(config: RunConfig, world: World) -> Layout:
     """The layout on the processes that exist. Raises LayoutError or ConfigError when it does not fit them or the batch."""
     parallel = config.parallel
-    layout = build_layout(parallel.tensor, parallel.pipeline, parallel.virtual_stages, world_size=world.size)
+    layout = build_layout(
+        parallel.tensor, parallel.pipeline, parallel.virtual_stages, world_size=world.size, context=parallel.context
+    )
     if parallel.data and parallel.data != layout.data:
+        context = f" x parallel.context {parallel.context}" if parallel.context > 1 else ""
         raise ConfigError(
             [
                 f"parallel.data ({parallel.data}) does not fit: {world.size} processes / (parallel.tensor {parallel.tensor} x "
-                f"parallel.pipeline {parallel.pipeline}) = {layout.data}; set it to 0 or {layout.data}"
+                f"parallel.pipeline {parallel.pipeline}{context}) = {layout.data}; set it to 0 or {layout.data}"
             ]
         )
     check_batch(config, layout)

@@ -78,6 +78,7 @@ def test_every_problem_is_reported_at_once_with_its_full_key(run_file: Path) -> 
     [
         ("parallel.tensor=3", "parallel.tensor (3) does not divide model.num_attention_heads (32)"),
         ("parallel.pipeline=5", "= 5 does not divide model.num_layers (32)"),
+        ("parallel.context=3", "data.sequence_length (8192) is not a multiple of 2 x parallel.context (3) = 6"),
         ("parallel.virtual_stages=2", "parallel.virtual_stages (2) needs parallel.pipeline above 1"),
         ("training.global_batch_size=0", "training.global_batch_size: 0 is out of range"),
         ("optimizer.learning_rate=-1.0", "optimizer.learning_rate: -1.0 is out of range"),
@@ -122,6 +123,13 @@ def test_warm_up_and_decay_must_fit_the_run_and_every_batch_its_ranks(run_file: 
     assert found == [
         "training.batch_ramp[0].global_batch_size (514) is not a multiple of training.micro_batch_size (4) x data ranks (1) = 4"
     ]
+
+
+def test_sequences_are_cut_where_the_layout_can_cut_them(run_file: Path) -> None:
+    found = problems_of(run_file, "parallel.context=2", "data.sequence_length=8188", "parallel.tensor=4")
+    assert found == ["data.sequence_length (8188) / parallel.context (2) = 4094 is not a multiple of parallel.tensor (4)"]
+    found = problems_of(run_file, "parallel.context=2", "data.reset_attention_mask=true")
+    assert found[0].startswith("data.reset_attention_mask (true) and parallel.context (2): documents cannot be cut")
 
 
 def test_a_missing_file_and_bad_toml_are_named(tmp_path: Path) -> None:

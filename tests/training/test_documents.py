@@ -35,6 +35,14 @@ def test_layouts_agree_in_training_and_validation_and_differ_from_plain_attentio
     assert abs(validations_of(one)[0] - validations_of(plain)[0]) > 1e-4
 
 
+def test_positions_start_again_in_sequences_that_processes_share(inputs: Path, tmp_path: Path) -> None:
+    apart = {"reset_position_ids": True, "eod_token_id": EOD}
+    poro("train", run_file(tmp_path / "one", inputs, **apart))
+    poro("train", run_file(tmp_path / "shared", inputs, **apart), "parallel.context=2")
+    for step, values in losses_of(tmp_path / "one" / "run").items():
+        assert losses_of(tmp_path / "shared" / "run")[step] == pytest.approx(values, rel=2e-5)  # fp32 sums in another order
+
+
 def test_without_manifests_the_missing_token_is_named_before_anything_starts(inputs: Path, tmp_path: Path) -> None:
     error = poro("train", run_file(tmp_path / "run", inputs, reset_attention_mask=True), code=2).stderr
     assert "data.sources[0] (fi):" in error

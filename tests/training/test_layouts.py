@@ -17,6 +17,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "PP2": {"pipeline": 2},
     "PP2 with 2 virtual stages": {"pipeline": 2, "virtual_stages": 2},
     "TP2 x PP2 with sequence parallel": {"tensor": 2, "pipeline": 2, "sequence": True},
+    "CP2": {"context": 2},
+    "TP2 x PP2 x CP2 with sequence parallel": {"tensor": 2, "pipeline": 2, "context": 2, "sequence": True},
+    "DP2 x CP2": {"data": 2, "context": 2},
     "TP2 x PP2 x DP2": {"tensor": 2, "pipeline": 2, "data": 2},
 }
 
@@ -46,12 +49,13 @@ def test_every_layout_gives_the_golden_losses(name: str, inputs: Path, tmp_path:
         assert found[step] == pytest.approx(values, rel=TOLERANCE), f"step {step}"
 
 
-def test_tied_embeddings_are_one_on_the_first_and_the_last_stage(inputs: Path, tmp_path: Path) -> None:
+def test_tied_embeddings_are_one_matrix_on_every_layout(inputs: Path, tmp_path: Path) -> None:
     write_llama(tmp_path / "hf", {**MODEL, "tied_embeddings": True})
     poro("convert", "to-megatron", tmp_path / "hf", tmp_path / "tied")
     start = str(tmp_path / "tied")
     one = train_20_steps(inputs, tmp_path / "one", {}, start, tied_embeddings=True)
-    stages = train_20_steps(inputs, tmp_path / "stages", {"pipeline": 2, "data": 2}, start, tied_embeddings=True)
-    assert one.keys() == stages.keys() == set(range(1, 21))
-    for step, values in one.items():
-        assert stages[step] == pytest.approx(values, rel=TOLERANCE), f"step {step}"
+    for name, layout in {"stages": {"pipeline": 2, "data": 2}, "slices": {"tensor": 2}}.items():
+        found = train_20_steps(inputs, tmp_path / name, layout, start, tied_embeddings=True)
+        assert one.keys() == found.keys() == set(range(1, 21))
+        for step, values in one.items():
+            assert found[step] == pytest.approx(values, rel=TOLERANCE), f"{name}, step {step}"

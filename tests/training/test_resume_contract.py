@@ -1,11 +1,13 @@
 """The table of docs/operations.md: what a resume may find changed, row by row."""
 
 import shutil
+import tomllib
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from megatron_poro.config import load_run
 from megatron_poro.data import TrainingData
@@ -20,6 +22,7 @@ LAST = Path("checkpoints") / "step_00000024"
 FREE: dict[str, list[str]] = {
     "TP2": ["parallel.tensor=2"],
     "PP2 with virtual stages": ["parallel.pipeline=2", "parallel.virtual_stages=2"],
+    "CP2": ["parallel.context=2"],
     "DP2 and micro-batch": ["parallel.data=2", "training.micro_batch_size=2"],
     "TP2 x PP2 x DP2 with sequence parallelism": [
         *("parallel.tensor=2", "parallel.pipeline=2", "parallel.data=2", "parallel.sequence=true"),
@@ -60,6 +63,13 @@ REFUSED = {
     "data.reset_attention_mask=true": "data.reset_attention_mask was False, is True",
     "data.eod_token_id=3": "data.eod_token_id was -1, is 3",
 }
+NEW_KEYS = {
+    "training": ("tokens", "batch_ramp", "recompute", "validate_at_steps"),
+    "optimizer": ("warmup_steps", "warmup_tokens", "decay_fraction", "decay_steps", "decay_tokens", "decay_shape"),
+    "data": ("reset_attention_mask", "reset_position_ids", "eod_token_id"),
+    "parallel": ("context",),
+}
+"""Keys that the first run files did not have."""
 
 
 def file_for(folder: Path, inputs: Path, **changes: Any) -> Path:
@@ -120,6 +130,20 @@ def test_what_determines_the_trajectory_is_refused_by_name_and_can_be_allowed(ov
 @pytest.mark.parametrize("override", ALSO_FREE)
 def test_what_does_not_determine_it_is_free(override: str, stopped: Path) -> None:
     resume_with(stopped, override)
+
+
+def test_a_checkpoint_from_before_a_key_existed_counts_as_its_default(stopped: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path / "old")
+    (checkpoint,) = list_checkpoints(tmp_path / "old" / "run")
+    written = tomllib.loads((checkpoint / "config.toml").read_text())
+    for section, keys in NEW_KEYS.items():
+        for key in keys:
+            del written[section][key]
+    del written["faults"]
+    (checkpoint / "config.toml").write_text(tomli_w.dumps(written))
+    resume_with(tmp_path / "old")
+    with pytest.raises(CheckpointError, match=r"training.batch_ramp was \(\)"):
+        resume_with(tmp_path / "old", "training.batch_ramp=[{from_tokens=5120, global_batch_size=16}]")
 
 
 def test_tokens_instead_of_steps_are_refused(stopped: Path) -> None:
