@@ -33,6 +33,26 @@ assert torch.equal(torch.rand(3), first)
 start_platform(0)
 """
 
+SHARED_SEQUENCES = """
+from megatron_poro.engine.platform import Platform, start_platform
+cpu = start_platform(0)
+from megatron_poro.engine import model
+from megatron_poro.errors import LayoutError
+from megatron_poro.topology import Layout
+accelerator = Platform("cuda", cpu.device, "nccl")
+model.HAS_TRANSFORMER_ENGINE = False
+model.check_context(Layout(context=2), cpu)
+model.check_context(Layout(tensor=2), accelerator)
+try:
+    model.check_context(Layout(context=2), accelerator)
+except LayoutError as error:
+    assert "parallel.context (2): on accelerators it needs Transformer Engine" in str(error)
+else:
+    raise SystemExit("it was let pass")
+model.HAS_TRANSFORMER_ENGINE = True
+model.check_context(Layout(context=2), accelerator)
+"""
+
 
 def run(program: str) -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False)
@@ -45,3 +65,7 @@ def test_it_is_never_installed_beside_an_accelerator() -> None:
 
 def test_the_cpu_answers_for_device_factories_types_and_generators() -> None:
     run(ON_A_CPU)
+
+
+def test_sharing_sequences_on_an_accelerator_without_transformer_engine_is_refused() -> None:
+    run(SHARED_SEQUENCES)
