@@ -53,5 +53,7 @@ def _point(text: str) -> RunPoint:
 
 def _run(args: argparse.Namespace) -> int:
     from megatron_poro.training import run_training
+    from megatron_poro.training.screen import keep_talking
 
+    keep_talking()
     return run_training(args.run_file, args.overrides, stop_after=args.stop_after)

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_poro.engine.heartbeat import HEARTBEATS
@@ -125,6 +125,8 @@ class Watch:
 
     grace_seconds = GRACE_SECONDS
     """How long ranks that are asked to end may take."""
+    ranks_listen = False
+    """Whether ranks begin with the stop signals held back, so that none is lost before they unblock and take them."""
 
     def environment(self) -> dict[str, str]:
         """What the ranks get beside their place in the world."""
@@ -152,21 +154,40 @@ def start_local(
     128 + its number. Signals to this process go on to the ranks. Rank 0 inherits a listening socket, so no port is guessed.
     """
     watch = watch or Watch()
-    with _listen() as listener:
-        processes = {rank: _start_rank(command, rank, num_processes, listener, watch) for rank in range(num_processes)}
-    return _guard(processes, good_codes, watch)
+
+    def start() -> "dict[int, subprocess.Popen[bytes]]":
+        with _listen() as listener:
+            return {rank: _start_rank(command, rank, num_processes, listener, watch) for rank in range(num_processes)}
+
+    return _guard(start, good_codes, watch)
 
 
 def start_child(command: Sequence[str], world: World, *, good_codes: frozenset[int], watch: Watch) -> int:
     """Run `command` as the rank that torchrun or srun meant this process to be; returns its exit code as `start_local` does."""
     fds = (world.listen_fd,) if world.listen_fd is not None else ()
-    process = subprocess.Popen(command, env={**os.environ, **watch.environment()}, pass_fds=fds, start_new_session=True)
-    return _guard({world.rank: process}, good_codes, watch)
+
+    def start() -> "dict[int, subprocess.Popen[bytes]]":
+        environment = {**os.environ, **watch.environment()}
+        return {world.rank: subprocess.Popen(command, env=environment, pass_fds=fds, start_new_session=True)}
+
+    return _guard(start, good_codes, watch)
 
 
-def _guard(processes: "Mapping[int, subprocess.Popen[bytes]]", good_codes: frozenset[int], watch: Watch) -> int:
-    """Forward signals to the ranks until they ended, and leave none behind."""
-    forward = {number: signal.signal(number, _forward_to(processes.values())) for number in FORWARDED_SIGNALS}
+@contextlib.contextmanager
+def _hold_signals(numbers: Iterable[int]) -> Iterator[None]:
+    """Signals to this process wait until the block is left; processes that it starts begin with them waiting."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _guard(start: "Callable[[], Mapping[int, subprocess.Popen[bytes]]]", good_codes: frozenset[int], watch: Watch) -> int:
+    """Start the ranks, forward signals to them until they ended, and leave none behind."""
+    with _hold_signals(FORWARDED_SIGNALS if watch.ranks_listen else ()):
+        processes = start()
+        forward = {number: signal.signal(number, _forward_to(processes.values())) for number in FORWARDED_SIGNALS}
     try:
         watch.started({rank: process.pid for rank, process in processes.items()})
         return _wait(processes, good_codes, watch)

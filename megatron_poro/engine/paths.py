@@ -61,10 +61,15 @@ def set_aside(checkpoint: Path) -> Path:
     return damaged
 
 
-def remove_partials(checkpoints: Path) -> None:
-    """Delete what interrupted saves and deletions left."""
-    for leftover in checkpoints.glob(f"{_PARTIAL}*"):
-        shutil.rmtree(leftover)
+def remove_partials(checkpoints: Path) -> list[str]:
+    """Delete what interrupted saves and deletions left; what could not be deleted, with the reason."""
+    problems = []
+    for leftover in sorted(checkpoints.glob(f"{_PARTIAL}*")):
+        try:
+            _delete(leftover)
+        except OSError as error:
+            problems.append(f"{leftover}: {error}")
+    return problems
 
 
 def remove_old_checkpoints(run_directory: Path, *, keep_last: int, keep_every_steps: int) -> None:
@@ -73,4 +78,12 @@ def remove_old_checkpoints(run_directory: Path, *, keep_last: int, keep_every_st
         if not (keep_every_steps and step_of(old) % keep_every_steps == 0):
             doomed = partial_path(old)
             old.rename(doomed)
-            shutil.rmtree(doomed)
+            _delete(doomed)
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder, or a link to one that was moved elsewhere: what it points to is its owner's."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -7,6 +7,7 @@ checkpoint counts from its renaming on, and nothing before it is touched.
 """
 
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -158,7 +159,8 @@ class CheckpointSaver:
         """Make the folder that the parts go into; what prevents it, if anything."""
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            remove_partials(target.parent)
+            for problem in remove_partials(target.parent):
+                print(f"warning: a leftover could not be deleted: {problem}", file=sys.stderr, flush=True)
             free = shutil.disk_usage(target.parent).free
             if free < self._num_bytes + _SPARE_BYTES:
                 return f"it takes {self._num_bytes / 1e9:.3f} GB and {free / 1e9:.3f} are free"

@@ -24,13 +24,12 @@ class JsonLinesSink:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - lives as long as the run
         self._lock = threading.Lock()
-        self._waiting = b""
-        self._end_torn_line()
+        self._waiting = self._end_of_torn_line()
 
     def write(self, record: Record) -> None:
         """Append one record; any thread may."""
         with self._lock:
-            had_room = not self._waiting
+            had_room = self._waiting in (b"", b"\n")
             self._waiting += json.dumps(record).encode() + b"\n"
             try:
                 self._flush()
@@ -52,13 +51,13 @@ class JsonLinesSink:
             written = self._file.write(self._waiting)
             self._waiting = self._waiting[written:]
 
-    def _end_torn_line(self) -> None:
+    def _end_of_torn_line(self) -> bytes:
         """A kill in the middle of a write leaves a line without an end; the next record must not continue it."""
         size = self._file.seek(0, os.SEEK_END)
-        if size:
-            self._file.seek(size - 1)
-            if self._file.read(1) != b"\n":
-                self._file.write(b"\n")
+        if not size:
+            return b""
+        self._file.seek(size - 1)
+        return b"" if self._file.read(1) == b"\n" else b"\n"
 
 
 def read_metrics(path: Path) -> list[Record]:

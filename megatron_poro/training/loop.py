@@ -38,13 +38,11 @@ from megatron_poro.training.state import TrainState
 from megatron_poro.training.trainer import Trainer
 
 
-def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *, last_step: int) -> bool:
-    """Train until `last_step` steps of the run are done; False when a signal ended it sooner. Every rank must call it."""
+def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *, requests: Requests, last_step: int) -> bool:
+    """Train until `last_step` steps of the run are done; False when `requests` ended it sooner. Every rank must call it."""
     check_context(layout, platform)
     config = replace(config, data=look_up_eod(config.data))
     run_directory = Path(config.run_directory)
-    requests = Requests(run_directory if world.rank == 0 else None)
-    requests.listen()
     start_groups(world, layout, platform)
     chunks = build_model(config, layout, platform)
     optimizer = build_optimizer(config, chunks)

@@ -21,6 +21,7 @@ from megatron_poro.errors import STOPPED_CODE, UNSAVED_CODE, USER_ERROR_CODE, US
 from megatron_poro.topology import Layout
 from megatron_poro.training.failures import Failure, Start, load_start, lost_a_peer, report_failure, wait_for_failure
 from megatron_poro.training.lock import lock_run
+from megatron_poro.training.signals import Requests
 
 HOLD_BACK_SECONDS = 10.0
 """How long a rank that lost a peer waits to hear whose fault it was, before it takes it for its own."""
@@ -35,6 +36,8 @@ def run_rank(config: RunConfig, world: World, *, prepare: Callable[[], Layout], 
     directory = Path(os.environ[HEARTBEATS])
     start = load_start(directory)
     _show_life(world, directory, config.faults)
+    requests = Requests(Path(config.run_directory) if world.rank == 0 else None)
+    requests.listen()
     try:
         export_world(world)
         layout = prepare()
@@ -45,7 +48,7 @@ def run_rank(config: RunConfig, world: World, *, prepare: Callable[[], Layout], 
         from megatron_poro.training.loop import train  # loads megatron-core, which must find the platform
 
         with lock_run(Path(config.run_directory)) if world.rank == 0 and not world.is_local else contextlib.nullcontext():
-            reached = train(config, world, layout, platform, last_step=last_step)
+            reached = train(config, world, layout, platform, requests=requests, last_step=last_step)
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:  # torch raises a BaseException when a checkpoint cannot be written

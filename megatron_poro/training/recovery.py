@@ -16,7 +16,7 @@ from megatron_poro.engine.checkpoint import find_damage, load_training
 from megatron_poro.engine.groups import first_rank_decides
 from megatron_poro.engine.paths import list_checkpoints, read_state, set_aside, step_of
 from megatron_poro.engine.phases import Phase, enter, resume_at
-from megatron_poro.errors import CheckpointError, TrainingError
+from megatron_poro.errors import CheckpointError, TrainingError, UnsavedError
 from megatron_poro.training.resume import check_resume
 from megatron_poro.training.state import TrainState
 from megatron_poro.training.trainer import Trainer
@@ -35,7 +35,7 @@ def resume(trainer: Trainer) -> Path | None:
     while True:
         checkpoint = first_rank_decides(lambda: next(reversed(list_checkpoints(trainer.run_directory)), None))
         if checkpoint is None:
-            trainer.windows = left_out(trainer.run_directory)
+            trainer.windows = first_rank_decides(lambda: left_out(trainer.run_directory))
             return None
         problem = find_damage(checkpoint)
         if not problem:
@@ -51,7 +51,7 @@ def load(trainer: Trainer, checkpoint: Path) -> None:
     saved = read_state(checkpoint)
     check_resume(trainer.config, checkpoint, saved["data"], trainer.data.fingerprint())
     trainer.state = TrainState.read(saved)
-    trainer.windows = left_out(trainer.run_directory, saved)
+    trainer.windows = first_rank_decides(lambda: left_out(trainer.run_directory, saved))
     trainer.monitor.restore(saved.get("monitor", {}))
     trainer.last_saved = trainer.state.step
     resume_at(trainer.state.step)
@@ -96,7 +96,10 @@ def roll_back(trainer: Trainer) -> None:
 
 
 def left_out(run_directory: Path, saved: dict[str, Any] | None = None) -> Windows:
-    """The samples that a run leaves out: those in its file, and those that a checkpoint's state tells of."""
+    """The samples that a run leaves out: those in its file, and those that a checkpoint's state tells of.
+
+    Rank 0 asks and tells the others: on a network file system they may still see the file as it was.
+    """
     windows = read_windows(run_directory / LEFT_OUT)
     for first, stop in to_windows((saved or {}).get("left_out", [])).spans:
         windows = windows.with_span(first, stop)
@@ -106,24 +109,37 @@ def left_out(run_directory: Path, saved: dict[str, Any] | None = None) -> Window
 def _choose(run_directory: Path, first: int, stop: int, *, num_bad: int) -> Path:
     """The newest checkpoint that read nothing from sample `first` on, once it is written down that those to `stop` are left out.
 
-    Later checkpoints are set aside: a restart would take them.
+    Later checkpoints are set aside: a restart would take them. Nothing is touched before there is one to go back to.
     """
-    for checkpoint in reversed(list_checkpoints(run_directory)):
-        try:
-            if read_state(checkpoint)["samples"] <= first:
-                _leave_out(run_directory / LEFT_OUT, first, stop, back_to=step_of(checkpoint))
-                return checkpoint
-        except CheckpointError:
-            pass
-        set_aside(checkpoint)
-    raise TrainingError(
-        f"{num_bad} bad steps in a row, and no checkpoint before them to go back to; nothing of them was saved. "
-        f"Lower optimizer.learning_rate, or look at samples {first}-{stop - 1}"
-    )
+    found = list_checkpoints(run_directory)
+    target = next((checkpoint for checkpoint in reversed(found) if _is_before(checkpoint, first)), None)
+    if target is None:
+        raise TrainingError(
+            f"{num_bad} bad steps in a row, and no checkpoint before them to go back to; nothing of them was saved. "
+            f"Lower optimizer.learning_rate, or look at samples {first}-{stop - 1}"
+        )
+    path = run_directory / LEFT_OUT
+    try:
+        content = _with_rollback(path, first, stop, back_to=step_of(target))
+        for later in reversed(found[found.index(target) + 1 :]):
+            set_aside(later)
+        _replace(path, content)
+    except OSError as error:
+        raise UnsavedError(
+            f"{path}: {error.strerror}: what a rollback leaves out cannot be noted; free space and start it again"
+        ) from None
+    return target
 
 
-def _leave_out(path: Path, first: int, stop: int, *, back_to: int) -> None:
-    """Add a window to the run's file. Raises TrainingError when the checkpoint of step `back_to` was gone back to too often."""
+def _is_before(checkpoint: Path, first: int) -> bool:
+    try:
+        return bool(read_state(checkpoint)["samples"] <= first)
+    except CheckpointError:
+        return False
+
+
+def _with_rollback(path: Path, first: int, stop: int, *, back_to: int) -> dict[str, Any]:
+    """The run's file with one more window. Raises TrainingError when `back_to` was gone back to too often."""
     rollbacks = json.loads(path.read_text(encoding="utf-8"))["rollbacks"] if path.exists() else []
     if sum(rollback["back_to"] == back_to for rollback in rollbacks) >= MOST_ROLLBACKS:
         raise TrainingError(
@@ -131,7 +147,10 @@ def _leave_out(path: Path, first: int, stop: int, *, back_to: int) -> None:
             f"optimizer.learning_rate, or go back further by moving the newest checkpoints away"
         )
     windows = read_windows(path).with_span(first, stop)
-    content = {"left_out": windows.as_list(), "rollbacks": [*rollbacks, {"back_to": back_to, "samples": [first, stop - 1]}]}
+    return {"left_out": windows.as_list(), "rollbacks": [*rollbacks, {"back_to": back_to, "samples": [first, stop - 1]}]}
+
+
+def _replace(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     with open(partial, "w", encoding="utf-8") as file:
         json.dump(content, file)

@@ -21,6 +21,8 @@ class SaveNews:
         """A new checkpoint counts."""
         self._write("checkpoint", order.target, ledger=order.state["ledger"])
         print(f"saved {order.target}", flush=True)
+        if order.state["monitor"]["bad_steps"]:
+            return  # the run may have to go back to the one before; a later save removes what is old by then
         keep = self._config.checkpoint
         try:
             remove_old_checkpoints(

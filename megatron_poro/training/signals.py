@@ -5,6 +5,7 @@ A second signal of the same kind ends the process at once.
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -26,25 +27,34 @@ class Requests:
         self._run_directory = run_directory
         self._looked = 0.0
         self._heard: dict[int, float] = {}
+        self._stuck: set[str] = set()
         self.stop = self.save = False
 
     def listen(self) -> None:
-        """Take the stop signals from here on."""
+        """Take the stop signals from here on, and those that came since the launcher started this process."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def look(self) -> None:
         """Look for the files, now and then."""
         if self._run_directory is not None and time.monotonic() >= self._looked + _LOOK_EVERY_SECONDS:
             self._looked = time.monotonic()
-            self.stop = self.stop or (self._run_directory / STOP).exists()
-            self.save = (self._run_directory / SAVE).exists()
+            self.stop = self.stop or self._is_there(STOP)
+            self.save = self._is_there(SAVE)
 
     def clear(self, name: str) -> None:
-        """Remove the file `name`: it was heeded."""
+        """Remove the file `name`: it was heeded. One that cannot be removed is heeded once."""
         if self._run_directory is not None:
-            (self._run_directory / name).unlink(missing_ok=True)
+            try:
+                (self._run_directory / name).unlink(missing_ok=True)
+            except OSError as error:
+                self._stuck.add(name)
+                print(f"warning: {error.filename}: {error.strerror}; it is not looked for any more", file=sys.stderr, flush=True)
             self.save = self.save and name != SAVE
+
+    def _is_there(self, name: str) -> bool:
+        return self._run_directory is not None and name not in self._stuck and os.path.exists(self._run_directory / name)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.stop = True

@@ -1,6 +1,7 @@
 """From a run file to running ranks. What can be checked before a process group exists is checked here, without torch."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from megatron_poro.topology import Layout, build_layout
 from megatron_poro.training.failures import Start
 from megatron_poro.training.lock import lock_run
 from megatron_poro.training.rank import run_rank
-from megatron_poro.training.signals import STOP
+from megatron_poro.training.signals import STOP, STOP_SIGNALS
 from megatron_poro.training.supervisor import watch_ranks
 
 GOOD_CODES = frozenset({0, STOPPED_CODE})
@@ -38,6 +39,7 @@ def run_training(path: Path, overrides: Sequence[str], *, stop_after: RunPoint |
     if world is not None and HEARTBEATS in os.environ:
         die_with_parent()
         return run_rank(config, world, prepare=lambda: _prepare(config, world), last_step=last_step)
+    _stop_at_once()
     command = [sys.executable, "-m", "megatron_poro", "train", str(path), *overrides, f"--stop-after={last_step}"]
     parse_faults(os.environ.get(FAULT, ""))
     if world is not None:
@@ -56,6 +58,17 @@ def run_training(path: Path, overrides: Sequence[str], *, stop_after: RunPoint |
         start = Start(f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", True, time.time(), config.run_directory)
         with watch_ranks(start, config.faults, layout.world_size, speaks=True) as watch:
             return start_local(command, layout.world_size, good_codes=GOOD_CODES, watch=watch)
+
+
+def _stop_at_once() -> None:
+    """Until there are ranks to tell, a stop signal ends this process as it would end the run."""
+
+    def stop(number: int, frame: object) -> None:
+        print("stopped before the start; the same command goes on", flush=True)
+        sys.exit(STOPPED_CODE)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)
 
 
 def _load_in_turn(path: Path, overrides: Sequence[str], rank: int) -> RunConfig:

@@ -86,6 +86,8 @@ def watch_ranks(start: Start, faults: FaultsConfig, world_size: int, *, speaks: 
 class Supervisor(Watch):
     """Watches the ranks of this process. `directory` is where they beat; `speaks` is set on one supervisor of a node."""
 
+    ranks_listen = True
+
     def __init__(self, start: Start, directory: Path, faults: FaultsConfig, world_size: int, *, speaks: bool) -> None:
         self.grace_seconds = GRACE_SECONDS
         self._start = start

@@ -135,3 +135,15 @@ def test_wandb_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"observe.wandb_project: wandb is not installed"):
         open_sinks(ObserveConfig(wandb_project="poro"), tmp_path, {})
+
+
+def test_a_torn_line_is_ended_as_soon_as_the_disk_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(b'{"event": "st')
+    monkeypatch.setattr(JsonLinesSink, "_flush", lambda self: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    sink = JsonLinesSink(path)
+    sink.write(step(1, 3.0))
+    monkeypatch.undo()
+    sink.write(step(2, 2.0))
+    sink.close()
+    assert read_metrics(path) == [step(1, 3.0), step(2, 2.0)]

@@ -95,6 +95,39 @@ def test_a_kill_after_the_rollback_changes_nothing(inputs: Path, tmp_path: Path)
     assert losses_of(tmp_path / "killed" / "run") == losses_of(tmp_path / "straight" / "run")
 
 
+def test_a_stop_amid_bad_steps_keeps_the_checkpoint_to_go_back_to(inputs: Path, tmp_path: Path) -> None:
+    fault = "nan@rank=0,step=6-8"
+    path = run_file(tmp_path / "stopped", inputs, checkpoint={"initial": str(inputs / "start"), "keep_last": 1})
+    poro("train", path, "--stop-after=7", PORO_FAULT=fault)
+    assert [read_state(saved)["step"] for saved in list_checkpoints(tmp_path / "stopped" / "run")] == [4, 7]
+    poro("train", path, PORO_FAULT=fault)
+    straight = run_file(tmp_path / "straight", inputs)
+    poro("train", straight, PORO_FAULT=fault)
+    assert losses_of(tmp_path / "stopped" / "run") == losses_of(tmp_path / "straight" / "run")
+    assert [read_state(saved)["step"] for saved in list_checkpoints(tmp_path / "stopped" / "run")] == [12]
+
+
+def test_without_a_checkpoint_to_go_back_to_none_is_touched(inputs: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, inputs, checkpoint={"initial": str(inputs / "start"), "save_every_steps": 0})
+    poro("train", path, "--stop-after=2", PORO_FAULT="nan@rank=0,step=1-3")
+    assert "no checkpoint before them" in poro("train", path, code=2, PORO_FAULT="nan@rank=0,step=3").stderr
+    assert [saved.name for saved in list_checkpoints(tmp_path / "run")] == ["step_00000002"]
+    assert [saved.name for saved in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]
+    poro("train", path)
+
+
+def test_a_rollback_that_cannot_be_noted_says_so_and_touches_nothing_that_counts(inputs: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, inputs)
+    blocker = tmp_path / "run" / "left_out.partial"
+    blocker.mkdir(parents=True)
+    error = poro("train", path, code=74, PORO_FAULT="nan@rank=0,step=6-8").stderr
+    assert "left_out.json: Is a directory" in error
+    assert "Traceback" not in error
+    blocker.rmdir()
+    poro("train", path, PORO_FAULT="nan@rank=0,step=6-8")
+    assert json.loads((tmp_path / "run" / "left_out.json").read_text())["left_out"] == [[40, 64]]
+
+
 def test_what_three_rollbacks_do_not_cure_ends_the_run(inputs: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, inputs)
     error = poro("train", path, code=2, PORO_FAULT="nan@rank=0,step=6-8,times=100").stderr

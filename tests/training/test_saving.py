@@ -50,6 +50,32 @@ def test_the_newest_and_every_so_many_steps_are_kept(inputs: Path, tmp_path: Pat
     assert steps_of(tmp_path / "run") == [6, 10, 12]
 
 
+def test_a_checkpoint_moved_behind_a_link_and_a_leftover_that_stays_cost_no_save(inputs: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, inputs, checkpoint={"save_every_steps": 2, "keep_last": 1})
+    poro("train", path, "--stop-after=2")
+    saved, moved = tmp_path / "run" / "checkpoints" / "step_00000002", tmp_path / "moved"
+    saved.rename(moved)
+    saved.symlink_to(moved)
+    stays = saved.with_name("partial-step_00000001")
+    stays.mkdir()
+    (stays / "busy").touch()
+    # Deleting fails as it does for a file that a server or a mount holds: root is stopped by no mode bit.
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "import shutil\nreal = shutil.rmtree\n"
+        "def rmtree(path, *rest, **names):\n"
+        "    if str(path).endswith('step_00000001'):\n        raise OSError(16, 'Device or resource busy', str(path))\n"
+        "    real(path, *rest, **names)\n"
+        "shutil.rmtree = rmtree\n"
+    )
+    done = poro("train", path, PYTHONPATH=f"{hook}:{os.environ.get('PYTHONPATH', '')}")
+    assert "a leftover could not be deleted" in done.stderr
+    assert "was not saved" not in done.stderr
+    assert steps_of(tmp_path / "run") == [12]
+    assert (moved / "files.json").exists()
+
+
 def test_the_file_save_saves_and_the_file_stop_saves_and_ends(inputs: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, inputs, training={"steps": 2000}, checkpoint={"save_every_steps": 0})
     run = tmp_path / "run"
@@ -70,6 +96,18 @@ def test_the_file_save_saves_and_the_file_stop_saves_and_ends(inputs: Path, tmp_
     (run / "stop").touch()
     assert "not started" in poro("train", path, code=75).stdout
     assert steps_of(run) == [first, second]
+
+
+def test_a_save_that_cannot_be_removed_is_heeded_once_and_a_full_disk_behind_the_output_ends_nothing(
+    inputs: Path, tmp_path: Path
+) -> None:
+    path = run_file(tmp_path, inputs, checkpoint={"save_every_steps": 0})
+    (tmp_path / "run" / "save").mkdir(parents=True)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command("train", path), stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "run/save: Is a directory; it is not looked for any more" in done.stderr
+    assert steps_of(tmp_path / "run") == [1, 12]
 
 
 @pytest.mark.parametrize("parallel", [{}, {"data": 2}], ids=["one process", "DP2"])

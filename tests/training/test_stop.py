@@ -41,3 +41,15 @@ def test_a_signal_saves_and_ends_the_run(number: signal.Signals, inputs: Path, t
         poro("train", path)
         poro("train", run_file(tmp_path / "straight", inputs))
         assert losses_of(tmp_path / "run") == losses_of(tmp_path / "straight" / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_the_ranks_have_loaded_anything_is_not_lost(number: signal.Signals, inputs: Path, tmp_path: Path) -> None:
+    path = run_file(tmp_path, inputs)
+    launcher = subprocess.Popen(command("train", path), stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline().startswith("starting 2 processes")
+    launcher.send_signal(number)
+    launcher.stdout.read()
+    assert launcher.wait(120) == STOPPED
+    assert [read_state(saved)["step"] for saved in list_checkpoints(tmp_path / "run")] in ([1], [])
