@@ -100,7 +100,7 @@ def test_a_stop_amid_bad_steps_keeps_the_checkpoint_to_go_back_to(inputs: Path, 
     path = run_file(tmp_path / "stopped", inputs, checkpoint={"initial": str(inputs / "start"), "keep_last": 1})
     poro("train", path, "--stop-after=7", PORO_FAULT=fault)
     assert [read_state(saved)["step"] for saved in list_checkpoints(tmp_path / "stopped" / "run")] == [4, 7]
-    poro("train", path, PORO_FAULT=fault)
+    poro("train", path, PORO_FAULT="nan@rank=0,step=8")
     straight = run_file(tmp_path / "straight", inputs)
     poro("train", straight, PORO_FAULT=fault)
     assert losses_of(tmp_path / "stopped" / "run") == losses_of(tmp_path / "straight" / "run")
