@@ -35,6 +35,7 @@ def run_loop(args: argparse.Namespace) -> None:
     platform = start_platform(0)
     from megatron_poro.topology import Layout
     from megatron_poro.training import loop
+    from megatron_poro.training.signals import Requests
 
     take_step, last = loop._take_step, clocks()
 
@@ -66,7 +67,8 @@ def run_loop(args: argparse.Namespace) -> None:
         config = poro_config(args.seq, "fp32" if args.precision == "fp32" else "bf16", folder)
         (folder / "run").mkdir()
         print(json.dumps({"ready": True}), flush=True)
-        loop.train(config, world, Layout(1, 1, 1, 1), platform, last_step=args.warm_up + 1000)
+        requests = Requests(folder / "run")
+        loop.train(config, world, Layout(1, 1, 1, 1), platform, requests=requests, last_step=args.warm_up + 1000)
 
 
 def clocks() -> tuple[float, float]:
