@@ -1,4 +1,5 @@
 # make run: environment and the demo.  make test: environment and the tests.  make check: format, lint, types, layers, shell, spelling.
+# make cluster: a real Slurm on this machine, to try job scripts on; make cluster-stop ends it.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,10 +33,18 @@ check: $(STAMP)  ## format, lint, types, layers, shell scripts, spelling
 	git ls-files -z '*.sh' '*.sbatch' .ci/run | xargs -0 $(BIN)/shellcheck
 	$(BIN)/codespell
 
+cluster:  ## start a real Slurm of 3 nodes on this machine, to try job scripts on; needs slurm-wlm and munge, installs nothing
+	@tools/cluster.sh up 3
+	@echo "To use it, in this shell:"
+	@tools/cluster.sh env
+
+cluster-stop:  ## end it, with all its jobs
+	@tools/cluster.sh down
+
 clean:  ## remove what the demo and builds left
 	rm -rf demo-out build *.egg-info
 
 distclean: clean  ## remove the environment too (1.5 GB)
 	rm -rf $(VENV)
 
-.PHONY: help venv run test check clean distclean
+.PHONY: help venv run test check cluster cluster-stop clean distclean
