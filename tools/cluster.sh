@@ -149,8 +149,8 @@ GresTypes=gpu
 SlurmdParameters=config_overrides
 ReturnToService=2
 # A killed node's job was requeued, for SlurmdTimeout and MessageTimeout of 15 and 10 s, after 30 s; for 5 and 10 after 29; for 10
-# and 5 after 19; 5 and 5: 16; 5 and 3: 14; 3 and 3: 12; 5 and 2: 10. Shorter ones would lose live nodes on a busy machine. With them a
-# client gives up on a stopped controller after 2 to 4 s.
+# and 5 after 19; 5 and 5: 16; 5 and 3: 14; 3 and 3: 12; 5 and 2: 10. With 5 and 3, eight busy tasks and the daemons on one core
+# lost no node in 24 s, and a client gives up on a stopped controller after 2 to 4 s.
 SlurmdTimeout=5
 MessageTimeout=3
 # Time limits and their --signal are looked at every 30 s from slurmctld's start, which nothing here changes: a job of one minute
