@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,7 +43,8 @@ _FIRST_SAFE_ROCM = (7, 1)
 class Order:
     """A checkpoint to be written: the folder, and what rank 0 puts beside the tensors.
 
-    `source` says where the weights came from, `state` is state.json, `common` megatron-core's common.pt.
+    `source` says where the weights came from, `state` is state.json, `common` megatron-core's common.pt. `began` is when it was
+    asked for, in seconds of the monotonic clock.
     """
 
     target: Path
@@ -51,6 +52,7 @@ class Order:
     source: dict[str, Any]
     state: dict[str, Any]
     common: dict[str, Any]
+    began: float = field(default_factory=time.monotonic)
 
 
 class Listener(Protocol):

@@ -19,7 +19,8 @@ class SaveNews:
 
     def saved(self, order: Order) -> None:
         """A new checkpoint counts."""
-        self._write("checkpoint", order.target, ledger=order.state["ledger"])
+        seconds = time.monotonic() - order.began
+        self._write("checkpoint", order.target, seconds=seconds, ledger=order.state["ledger"])
         print(f"saved {order.target}", flush=True)
         if order.state["monitor"]["bad_steps"]:
             return  # the run may have to go back to the one before; a later save removes what is old by then

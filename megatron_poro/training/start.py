@@ -101,7 +101,7 @@ def _say_where(config: RunConfig) -> None:
 
 def _prepare(config: RunConfig, world: World) -> Layout:
     """The layout, after the checks that a launcher on this machine has made already."""
-    layout = layout_of(config, world)
+    layout = layout_of(config, world.size)
     if not world.is_local:
         check_before_launch(config, layout)
     return layout
@@ -126,17 +126,17 @@ def local_layout(config: RunConfig) -> Layout:
     return Layout(parallel.tensor, parallel.pipeline, max(parallel.data, 1), parallel.virtual_stages, parallel.context)
 
 
-def layout_of(config: RunConfig, world: World) -> Layout:
-    """The layout on the processes that exist. Raises LayoutError or ConfigError when it does not fit them or the batch."""
+def layout_of(config: RunConfig, world_size: int) -> Layout:
+    """The layout on that many processes. Raises LayoutError or ConfigError when it does not fit them or the batch."""
     parallel = config.parallel
     layout = build_layout(
-        parallel.tensor, parallel.pipeline, parallel.virtual_stages, world_size=world.size, context=parallel.context
+        parallel.tensor, parallel.pipeline, parallel.virtual_stages, world_size=world_size, context=parallel.context
     )
     if parallel.data and parallel.data != layout.data:
         context = f" x parallel.context {parallel.context}" if parallel.context > 1 else ""
         raise ConfigError(
             [
-                f"parallel.data ({parallel.data}) does not fit: {world.size} processes / (parallel.tensor {parallel.tensor} x "
+                f"parallel.data ({parallel.data}) does not fit: {world_size} processes / (parallel.tensor {parallel.tensor} x "
                 f"parallel.pipeline {parallel.pipeline}{context}) = {layout.data}; set it to 0 or {layout.data}"
             ]
         )

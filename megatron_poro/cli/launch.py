@@ -1,0 +1,194 @@
+"""`poro launch`, `status`, `stop`, `cancel`, and `element`, which job scripts call: parse, build, call."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands."""
+    _add_launch(commands)
+    status = commands.add_parser("status", help="show where launched runs stand")
+    status.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run directories or run files; several give a line each")
+    status.add_argument("--json", action="store_true", help="one JSON object, or a list of them for several runs")
+    status.set_defaults(run=_status)
+    for name, what in (
+        ("stop", "save, end, and cancel the elements that wait"),
+        ("cancel", "cancel all elements; nothing is saved"),
+    ):
+        parser = commands.add_parser(name, help=what)
+        parser.add_argument("run_path", metavar="RUN", type=Path, help="run directory or run file")
+        parser.set_defaults(run=_stop if name == "stop" else _cancel)
+    _add_element(commands)
+
+
+def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "launch",
+        help="submit a run as a Slurm job array that finishes it",
+        description="Render the job script of RUN.toml for a cluster, keep it in the run directory and submit it as a job array,\n"
+        "one element at a time. Each goes on from the newest checkpoint that verifies.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_file", metavar="RUN.toml", type=Path, help="the run file")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="values that replace the run file's (TOML)")
+    parser.add_argument("--cluster", required=True, help="profile: lumi, generic-nvidia, local, test, or a .toml file of your own")
+    parser.add_argument("--nodes", type=int, help="nodes of an element; by default what parallel.data asks for")
+    parser.add_argument("--tasks-per-node", type=int, help="ranks of a node; by default its devices")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--elements", type=int, help="elements of the array")
+    length.add_argument("--days", type=float, help="days of training, from which the elements follow, with two to spare")
+    parser.add_argument(
+        "--time", metavar="[D-]HH:MM:SS", type=_minutes, help="time limit of an element; by default the partition's"
+    )
+    parser.add_argument("--partition", default="", help="by default the profile's")
+    parser.add_argument("--account", default="", help="by default SBATCH_ACCOUNT, or the profile's")
+    parser.add_argument("--container", metavar="IMAGE", default="", help="image to train in")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--chain",
+        action="store_const",
+        dest="mode",
+        const="chain",
+        help="jobs that depend on each other, where arrays are not allowed",
+    )
+    mode.add_argument("--requeue", action="store_const", dest="mode", const="requeue", help="one job that queues itself again")
+    parser.add_argument(
+        "--brake",
+        metavar="K",
+        type=int,
+        default=3,
+        help="elements in a row without a new checkpoint after which the rest is held (3)",
+    )
+    parser.add_argument(
+        "--lead", metavar="[HH:]MM:SS", type=_lead, help="how long before the limit to save; by default from the measured saves"
+    )
+    parser.add_argument("--name", default="", help="job name; by default the run directory's")
+    parser.add_argument(
+        "--sbatch",
+        metavar="OPTION",
+        action="append",
+        default=[],
+        help="a further option of sbatch, as --sbatch=--qos=high; may be repeated",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the script, what every option is for, and the sbatch line; submit nothing"
+    )
+    parser.set_defaults(run=_launch, mode="array")
+
+
+def _add_element(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("element", help="what job scripts call; not for people")
+    parts = parser.add_subparsers(required=True, metavar="PART")
+    for name in ("begin", "measure", "nodes", "end"):
+        part = parts.add_parser(name)
+        part.add_argument("folder", type=Path)
+        if name in ("measure", "nodes"):
+            part.add_argument("measured", type=Path)
+        if name == "end":
+            part.add_argument("code", type=int)
+        part.set_defaults(run=_element, part=name)
+
+
+def _minutes(text: str) -> int:
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not [D-]HH:MM:SS")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return days * 1440 + hours * 60 + minutes + (seconds > 0)
+
+
+def _lead(text: str) -> float:
+    match = re.fullmatch(r"(?:(\d+):)?(\d+):(\d\d)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not [HH:]MM:SS")
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return hours * 60 + minutes + seconds / 60
+
+
+def _launch(args: argparse.Namespace) -> int:
+    from megatron_poro.slurm.launch import explain, prepare, run_here, submit
+    from megatron_poro.slurm.size import Request
+
+    prepared = prepare(
+        Request(
+            run_file=args.run_file,
+            overrides=tuple(args.overrides),
+            cluster=args.cluster,
+            nodes=args.nodes,
+            tasks_per_node=args.tasks_per_node,
+            elements=args.elements,
+            days=args.days,
+            minutes=args.time,
+            partition=args.partition,
+            account=args.account,
+            image=args.container,
+            mode=args.mode,
+            brake=args.brake,
+            lead_minutes=args.lead,
+            sbatch=tuple(args.sbatch),
+            name=args.name,
+        )
+    )
+    if args.dry_run:
+        print(explain(prepared))
+        return 0
+    job = submit(prepared)
+    if job.mode == "local":
+        return run_here(job)
+    print(f"submitted {', '.join(job.ids)}: {job.elements} elements on {job.nodes} nodes; `poro status {job.directory}` shows them")
+    return 0
+
+
+def _directory(path: Path) -> Path:
+    """The run directory that a person means: the folder, or that of a run file."""
+    if path.suffix == ".toml" and not path.is_dir():
+        from megatron_poro.config import load_run
+
+        return Path(load_run(path).run_directory)
+    return path
+
+
+def _status(args: argparse.Namespace) -> int:
+    from megatron_poro.slurm.status import read_status, render, render_line
+
+    found = [read_status(_directory(path)) for path in args.runs]
+    if args.json:
+        plain = [status.as_dict() for status in found]
+        print(json.dumps(plain[0] if len(plain) == 1 else plain, indent=1))
+    elif len(found) == 1:
+        print(render(found[0]))
+    else:
+        print("\n".join(map(render_line, found)))
+    return 0
+
+
+def _stop(args: argparse.Namespace) -> int:
+    from megatron_poro.slurm.control import stop
+
+    print(stop(_directory(args.run_path)))
+    return 0
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    from megatron_poro.slurm.control import cancel
+
+    print(cancel(_directory(args.run_path)))
+    return 0
+
+
+def _element(args: argparse.Namespace) -> int:
+    from megatron_poro.slurm import element
+
+    if args.part == "begin":
+        return element.begin(args.folder)
+    if args.part == "measure":
+        from megatron_poro.slurm.nodes import measure
+        from megatron_poro.slurm.profile import load_profile
+
+        measure(args.measured, load_profile(element.open_element(args.folder).cluster))
+        return 0
+    if args.part == "nodes":
+        return element.check_nodes(args.folder, args.measured)
+    return element.end(args.folder, args.code)

@@ -1,0 +1,256 @@
+"""What an element of the array decides: whether there is anything to do, which nodes are bad, what its end means for the others.
+
+Called by the job script, outside of a container. Slurm being away costs a warning where training can go on without it.
+"""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from megatron_poro.config import load_run
+from megatron_poro.engine.paths import is_complete, list_checkpoints, step_of
+from megatron_poro.errors import STOPPED_CODE, USER_ERROR_CODE, LaunchError
+from megatron_poro.slurm import queue
+from megatron_poro.slurm.commands import SlurmError, call, expand_nodes, is_gone, node_states, show_job
+from megatron_poro.slurm.history import Attempt, attempts, excluded, first_failure, hold_reason, num_fruitless, suspects
+from megatron_poro.slurm.nodes import judge, read_measurements
+from megatron_poro.slurm.records import Job, Record, load_job, note, read_lines, read_notes
+from megatron_poro.slurm.script import NOTHING_TO_DO
+from megatron_poro.training.start import find_finished
+
+KEPT_VARIABLES = re.compile(
+    r"SLURM|NCCL|RCCL|GLOO|FI_|HSA_|ROCR_|HIP_|CUDA_|MIOPEN_|OMP_|KMP_|MKL_|TORCH|PORO_|PYTHON|LD_|PATH$|HF_HOME|HF_HUB_OFFLINE|WANDB_(MODE|DIR|PROJECT|ENTITY)"
+    r"|MASTER_|LANG|LC_|HOSTNAME|USER$|VIRTUAL_ENV|SINGULARITY|APPTAINER|MPICH|UCX|LOADEDMODULES|TMPDIR|TZ"
+)
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CRED|AUTH|COOKIE", re.IGNORECASE)
+
+
+Result = TypeVar("Result")
+
+
+def open_element(folder: Path) -> Job:
+    """The launch that an element belongs to. Raises LaunchError when there is none, or its run directory was moved."""
+    job = load_job(folder.parent)
+    if job is None:
+        raise LaunchError(f"{folder}: nothing was launched from here; `poro launch` does")
+    if Path(job.directory).resolve() != folder.parent.resolve():
+        raise LaunchError(f"{folder.parent} was launched as {job.directory}; launch it again from where it is")
+    return job
+
+
+def begin(folder: Path) -> int:
+    """Decide whether this element trains: 0, or NOTHING_TO_DO after it was said why not."""
+    job = open_element(folder)
+    directory = Path(job.directory)
+    notes = read_notes(directory)
+    if hold_reason(notes):
+        notes.append(note(directory, "release", job=queue.own_job()))
+    if is_done(job):
+        return _finish(job)
+    _blame(job, notes)
+    if num_fruitless(read_notes(directory), newest_step(directory)) >= job.brake:
+        return _hold(job, notes)
+    _follow_exclusions(job)
+    nodes = _own_nodes()
+    if (bad := [node for node in nodes if node in excluded(read_notes(directory))]) and _queue_again(job, bad):
+        return NOTHING_TO_DO
+    step = newest_step(directory)
+    note(
+        directory,
+        "begin",
+        job=queue.own_job(),
+        job_id=os.environ.get("SLURM_JOB_ID", ""),
+        restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        step=step,
+        nodes=nodes,
+        devices=job.nodes * job.tasks_per_node,
+    )
+    _keep_surroundings(folder)
+    print(f"element {queue.own_job() or 'here'} on {', '.join(nodes) or 'this machine'}: goes on from step {step}", flush=True)
+    return 0
+
+
+def check_nodes(folder: Path, measured: Path) -> int:
+    """Judge what the nodes measured: 0, or NOTHING_TO_DO after bad ones were left out and the element queued again."""
+    job = open_element(folder)
+    directory = Path(job.directory)
+    found = read_measurements(measured)
+    missing = [node for node in _own_nodes() if node not in found]
+    bad = {**judge(found, job.cluster), **dict.fromkeys(missing, "did not answer the node check")}
+    for node, reason in bad.items():
+        print(f"error: node {node} is bad: {reason}", file=sys.stderr, flush=True)
+        note(directory, "exclude", node=node, reason=reason)
+    if not bad:
+        return 0
+    note(directory, "end", job=queue.own_job(), code=0, step=newest_step(directory), bad_nodes=list(bad))
+    if _queue_again(job, list(bad)):
+        return NOTHING_TO_DO
+    print("warning: the partition has no other nodes; training starts on these", file=sys.stderr, flush=True)
+    note(directory, "begin", job=queue.own_job(), restart=0, step=newest_step(directory), nodes=_own_nodes(), devices=0)
+    return 0
+
+
+def end(folder: Path, code: int) -> int:
+    """Note how the element went and act on it; returns the exit code that Slurm is to see."""
+    job = open_element(folder)
+    directory = Path(job.directory)
+    note(directory, "end", job=queue.own_job(), code=code, step=newest_step(directory))
+    notes = read_notes(directory)
+    if is_done(job):
+        _finish(job)
+        return 0
+    if _was_stopped(notes):
+        _patiently(lambda: queue.cancel_waiting(job))
+        return 0
+    _blame(job, notes)
+    if code == USER_ERROR_CODE or num_fruitless(notes, newest_step(directory)) >= job.brake:
+        _hold(job, notes)
+        return code
+    _follow_exclusions(job)
+    if job.mode == queue.REQUEUE:
+        _patiently(lambda: call("scontrol", "requeue", os.environ["SLURM_JOB_ID"]))
+    return 0 if code == STOPPED_CODE else code
+
+
+def newest_step(directory: Path) -> int:
+    """The step of the newest checkpoint that is whole; 0 without one."""
+    return next((step_of(path) for path in reversed(list_checkpoints(directory)) if is_complete(path)), 0)
+
+
+def is_done(job: Job) -> bool:
+    """Whether the run took its last step and saved it."""
+    return find_finished(load_run(Path(job.run_file))) is not None
+
+
+def _finish(job: Job) -> int:
+    cancelled = _patiently(lambda: queue.cancel_waiting(job))
+    note(Path(job.directory), "finished", job=queue.own_job(), cancelled=cancelled or 0)
+    print(f"the run is done; {cancelled or 0} elements that waited are cancelled", flush=True)
+    return NOTHING_TO_DO
+
+
+def _hold(job: Job, notes: list[Record]) -> int:
+    """Hold what waits, and say why and what the run last failed of."""
+    directory = Path(job.directory)
+    tried = [attempt for attempt in attempts(notes, newest_step(directory)) if attempt.counts]
+    count = num_fruitless(notes, newest_step(directory))
+    since = tried[-min(len(tried), max(count, 1))].begin if tried else 0.0
+    cause = first_failure(read_lines(directory / "events.jsonl"), since) or _last_code(tried)
+    reason = (
+        f"{count} elements in a row without a new checkpoint (it stands at step {newest_step(directory)}); the last failed: {cause}"
+    )
+    if tried and tried[-1].code == USER_ERROR_CODE:
+        reason = f"the last element failed of what no repetition mends: {cause}"
+    held = _patiently(lambda: queue.hold_waiting(job))
+    note(directory, "hold", job=queue.own_job(), reason=reason, held=held or 0)
+    print(
+        f"error: held: {reason}\n`scontrol release {','.join(job.ids)}` goes on, `poro cancel {directory}` gives up",
+        file=sys.stderr,
+        flush=True,
+    )
+    return NOTHING_TO_DO
+
+
+def _last_code(tried: Sequence[Attempt]) -> str:
+    code = tried[-1].code if tried else None
+    return "killed before it could say why" if code is None else f"exit code {code}"
+
+
+def _was_stopped(notes: list[Record]) -> bool:
+    """Whether `poro stop` was called since the element began."""
+    for record in reversed(notes):
+        if record["event"] == "stop":
+            return True
+        if record["event"] == "begin":
+            return False
+    return False
+
+
+def _blame(job: Job, notes: list[Record]) -> None:
+    """Leave out nodes that the last attempt's failure is put down to: those that are gone, and those that the run's events name."""
+    directory = Path(job.directory)
+    tried = attempts(notes, newest_step(directory))
+    if not tried:
+        return
+    last, left_out = tried[-1], excluded(notes)
+    blamed = {
+        host: reason for host, reason in suspects(read_lines(directory / "events.jsonl"), last.begin).items() if host in last.nodes
+    }
+    if last.end is None and job.ids:
+        states = _patiently(lambda: node_states("")) or {}
+        blamed |= {
+            node: f"went away under element {last.job} ({states[node]})" for node in last.nodes if is_gone(states.get(node, ""))
+        }
+    for node, reason in blamed.items():
+        if node not in left_out:
+            print(f"warning: node {node} is left out: {reason}", file=sys.stderr, flush=True)
+            notes.append(note(directory, "exclude", node=node, reason=reason))
+
+
+def _follow_exclusions(job: Job) -> None:
+    """Keep what waits off the excluded nodes, as far as the partition can do without them."""
+    if not (left_out := excluded(read_notes(Path(job.directory)))):
+        return
+    _patiently(lambda: queue.keep_off(job, queue.affordable(job, left_out)))
+
+
+def _queue_again(job: Job, bad: list[str]) -> bool:
+    """Give the nodes back and wait for others; False when there are none, or Slurm does not want to."""
+    own = os.environ.get("SLURM_JOB_ID", "")
+    left_out = excluded(read_notes(Path(job.directory)))
+    allowed = _patiently(lambda: queue.affordable(job, left_out)) or []
+    if not own or not all(node in allowed for node in bad):
+        return False
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # requeueing ends this job, after a grace; until then it can be told where not to start
+    if not _patiently(lambda: _requeue_without(job, own, allowed)):
+        return False
+    note(Path(job.directory), "requeue", job=queue.own_job(), nodes=bad)
+    print(f"queued again without {', '.join(bad)}", flush=True)
+    return True
+
+
+def _requeue_without(job: Job, own: str, nodes: list[str]) -> bool:
+    call("scontrol", "requeue", own)
+    queue.exclude_on([own], nodes)
+    queue.keep_off(job, nodes)
+    return True
+
+
+def _patiently(work: Callable[[], Result]) -> Result | None:
+    """What `work` returns; None after a warning when Slurm refuses or stays away: the run is worth more than its queue."""
+    try:
+        return work()
+    except SlurmError as error:
+        print(f"warning: {error}", file=sys.stderr, flush=True)
+        return None
+
+
+def _own_nodes() -> list[str]:
+    nodelist = os.environ.get("SLURM_JOB_NODELIST", "")
+    return expand_nodes(nodelist) if nodelist else []
+
+
+def _keep_surroundings(folder: Path) -> None:
+    """Keep environment and job of this element beside its log. Variables that may hold a secret are named without their value."""
+    kept = folder / "elements" / f"{queue.own_job() or 'local'}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    kept.mkdir(parents=True, exist_ok=True)
+    lines = [
+        f"{name}={'(set)' if is_secret(name) else value}"
+        for name, value in sorted(os.environ.items())
+        if KEPT_VARIABLES.match(name) or is_secret(name)
+    ]
+    (kept / "environment.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if own := os.environ.get("SLURM_JOB_ID"):
+        shown = _patiently(lambda: show_job(own)) or {}
+        (kept / "job.txt").write_text("".join(f"{key}={value}\n" for key, value in shown.items()), encoding="utf-8")
+
+
+def is_secret(name: str) -> bool:
+    """Whether a variable may hold what must reach no file."""
+    return bool(SECRET.search(name))

@@ -1,0 +1,118 @@
+"""What the notes of a launch tell: its attempts, which of them got nowhere, which nodes are left out. Pure functions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_poro.slurm.records import Record
+
+RESETS = ("launch", "release")
+"""Notes from which on attempts are counted anew."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One element's time on its nodes. `step_after` is the newest checkpoint's when the next began, or when it ended.
+
+    `end` and `code` are None for one that could not say so: killed with its node, or still running.
+    """
+
+    job: str
+    restart: int
+    begin: float
+    end: float | None
+    code: int | None
+    step_before: int
+    step_after: int
+    nodes: tuple[str, ...]
+    devices: int
+    counts: bool
+
+    @property
+    def got_on(self) -> bool:
+        """Whether there was a newer checkpoint after it."""
+        return self.step_after > self.step_before
+
+
+def attempts(notes: Sequence[Record], newest_step: int) -> list[Attempt]:
+    """All attempts, oldest first. `newest_step` is where the newest checkpoint stands now (0: none)."""
+    begins = [n for n, record in enumerate(notes) if record["event"] == "begin"]
+    found = []
+    for n, following in zip(begins, [*begins, len(notes)][1:], strict=True):
+        begin = notes[n]
+        end = next((record for record in notes[n:following] if record["event"] == "end" and record["job"] == begin["job"]), None)
+        after = notes[following]["step"] if following < len(notes) else newest_step
+        found.append(
+            Attempt(
+                job=begin["job"],
+                restart=begin["restart"],
+                begin=begin["time"],
+                end=end["time"] if end else None,
+                code=end["code"] if end else None,
+                step_before=begin["step"],
+                step_after=after,
+                nodes=tuple(begin["nodes"]),
+                devices=begin["devices"],
+                counts=not (end and end.get("bad_nodes")),
+            )
+        )
+    return found
+
+
+def num_fruitless(notes: Sequence[Record], newest_step: int) -> int:
+    """Attempts in a row, up to now, after which there was no newer checkpoint. Those that a bad node cut short do not count."""
+    since = max((n for n, record in enumerate(notes) if record["event"] in RESETS), default=-1) + 1
+    count = 0
+    for attempt in reversed([each for each in attempts(notes[since:], newest_step) if each.counts]):
+        if attempt.got_on:
+            break
+        count += 1
+    return count
+
+
+def excluded(notes: Sequence[Record]) -> dict[str, str]:
+    """The nodes that are left out, each with the reason, oldest first."""
+    nodes: dict[str, str] = {}
+    for record in notes:
+        if record["event"] == "exclude":
+            nodes[record["node"]] = record["reason"]
+        elif record["event"] == "include":
+            nodes.pop(record["node"], None)
+    return nodes
+
+
+def hold_reason(notes: Sequence[Record]) -> str:
+    """Why the array is held; empty when it is not."""
+    for record in reversed(notes):
+        if record["event"] == "hold":
+            return str(record["reason"])
+        if record["event"] in (*RESETS, "begin"):
+            return ""
+    return ""
+
+
+def suspects(events: Sequence[Record], since: float) -> dict[str, str]:
+    """Hosts that the run's events since then blame, with the reason.
+
+    A rank that hangs or whose weights differ speaks against its host at once; an end by a signal only when the failure before that
+    was the same host's, for a process is killed for many reasons that are not its node's.
+    """
+    found = {}
+    failed = [event for event in events if event["event"] == "failed"]
+    for before, event in zip([{}, *failed], failed, strict=False):
+        if event["time"] < since:
+            continue
+        host, what = str(event["host"]), f"rank {event['rank']}: {event['message']}"
+        if event["kind"] in ("hang", "weights") or (
+            event["kind"] == "signal" and before.get("kind") == "signal" and before.get("host") == host
+        ):
+            found[host] = what
+    return found
+
+
+def first_failure(events: Sequence[Record], since: float) -> str:
+    """What the last start since then failed of, in words; empty when none did."""
+    failed = [event for event in events if event["event"] == "failed" and event["time"] >= since]
+    if not failed:
+        return ""
+    last = failed[-1]
+    return f"rank {last['rank']} on {last['host']}, exit code {last['code']}: {last['message']}"

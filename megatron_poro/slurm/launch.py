@@ -1,0 +1,136 @@
+"""From a run file to elements in the queue: options checked against the profile, the script rendered and kept, sbatch called."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megatron_poro.config import RunConfig, load_run, save_run
+from megatron_poro.errors import LaunchError
+from megatron_poro.slurm.commands import call, has_slurm, queued
+from megatron_poro.slurm.profile import NAMES, load_profile
+from megatron_poro.slurm.records import Job, folder_of, load_job, note, save_job
+from megatron_poro.slurm.script import Plan, render
+from megatron_poro.slurm.size import Request, plan_size, refuse_known_bad, sbatch_options, srun_options_of
+from megatron_poro.training.start import check_before_launch, find_finished, layout_of
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A launch that can be submitted: the job, its script, and sbatch's words (without the script's path)."""
+
+    job: Job
+    config: RunConfig
+    text: str
+    words: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def prepare(request: Request) -> Prepared:
+    """Check everything that can be checked here, and render. Touches no file. Raises PoroErrors with the way out."""
+    profile = load_profile(request.cluster)
+    if request.image:
+        profile = replace(profile, container=replace(profile.container, image=str(Path(request.image).resolve())))
+    config = load_run(request.run_file, request.overrides)
+    directory = Path(config.run_directory)
+    size = plan_size(request, profile, config)
+    layout = layout_of(config, size.nodes * size.tasks_per_node)
+    check_before_launch(config, layout)
+    refuse_known_bad(profile, os.environ)
+    folder = folder_of(directory)
+    job = Job(
+        name=size.name,
+        directory=str(directory),
+        run_file=str(folder / "run.toml"),
+        cluster=request.cluster if request.cluster in NAMES else str(Path(request.cluster).resolve()),
+        mode=request.mode if profile.scheduler == "slurm" else "local",
+        ids=(),
+        elements=size.elements,
+        nodes=size.nodes,
+        tasks_per_node=size.tasks_per_node,
+        partition=size.partition,
+        brake=request.brake,
+        time=time.time(),
+        script=str(folder / "job.sh"),
+    )
+    options, srun_options = sbatch_options(request, profile, size), srun_options_of(profile, size)
+    text = render(
+        Plan(profile, job.directory, job.run_file, sys.executable, options, srun_options, size.nodes, size.tasks_per_node)
+    )
+    log = "--output=%x-%A_%a.log" if request.mode == "array" else "--output=%x-%j.log"
+    # The folder goes by --chdir: in --output, Slurm would replace what looks like its patterns.
+    words = ("sbatch", "--parsable", f"--chdir={folder / 'logs'}", log, *request.sbatch)
+    return Prepared(job, config, text, words, (f"layout: {layout}",))
+
+
+def explain(prepared: Prepared) -> str:
+    """What `--dry-run` prints: the script and the line that would submit it."""
+    line = " ".join(shlex.quote(word) for word in (*prepared.words, prepared.job.script))
+    about = "\n".join(f"# {text}" for text in prepared.notes)
+    return f"{prepared.text}\n{about}\n# nothing was submitted; this would be:\n{line}"
+
+
+def submit(prepared: Prepared) -> Job:
+    """Keep script and config in the run directory, and give Slurm the elements. Raises LaunchError when it has some already."""
+    job = prepared.job
+    _refuse_second(job)
+    if done := find_finished(prepared.config):
+        raise LaunchError(f"{job.directory} is done; its last checkpoint is {done}")
+    (job.folder / "logs").mkdir(parents=True, exist_ok=True)
+    save_run(prepared.config, Path(job.run_file))
+    _write_script(Path(job.script), prepared.text)
+    save_job(job)  # an element that starts at once finds it
+    if job.mode == "local":
+        note(Path(job.directory), "launch", ids=[])
+        return job
+    ids: list[str] = []
+    try:
+        for _ in range(job.elements if job.mode == "chain" else 1):
+            after = [f"--dependency=afterany:{ids[-1]}"] if ids else []
+            ids.append(call(*prepared.words, *after, job.script).strip().partition(";")[0])
+    finally:
+        if ids:
+            job = replace(job, ids=tuple(ids))
+            save_job(job)
+            note(Path(job.directory), "launch", ids=ids)
+        else:
+            (job.folder / "job.json").unlink(missing_ok=True)
+    return job
+
+
+def run_here(job: Job) -> int:
+    """Without Slurm: one element after the other in the foreground, until the run is done or held. Returns the last exit code."""
+    from megatron_poro.slurm.element import is_done
+    from megatron_poro.slurm.history import hold_reason
+    from megatron_poro.slurm.records import read_notes
+
+    for _ in range(job.elements):
+        code = subprocess.run(["bash", job.script], check=False).returncode
+        notes = read_notes(Path(job.directory))
+        if is_done(job) or hold_reason(notes) or notes[-1]["event"] == "stop":
+            return code
+        if code > 128:
+            return code
+    return code
+
+
+def _write_script(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.chmod(0o755)
+    partial.replace(path)
+
+
+def _refuse_second(job: Job) -> None:
+    """A run is launched once: elements of two launches would wait for each other's lock, and fail."""
+    earlier = load_job(Path(job.directory))
+    if earlier is None or not earlier.ids or not has_slurm():
+        return
+    if there := queued(earlier.ids):
+        raise LaunchError(
+            f"{job.directory} is launched already: {there[0].job} is {there[0].state.lower()}; "
+            f"`poro status {job.directory}` shows it, `poro cancel {earlier.directory}` ends it"
+        )

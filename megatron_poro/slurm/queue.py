@@ -1,0 +1,69 @@
+"""Changing what waits in the queue: cancel it, hold it, keep it off nodes. Elements that run are left alone."""
+
+import os
+from collections.abc import Iterable, Mapping
+
+from megatron_poro.slurm.commands import SlurmError, SlurmUnreachableError, call, is_gone, node_states, queued
+from megatron_poro.slurm.records import Job
+
+REQUEUE = "requeue"
+
+
+def own_job(environment: Mapping[str, str] = os.environ) -> str:
+    """What a person calls the job that this process belongs to: 12 or 12_3; empty outside of one."""
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment.get("SLURM_JOB_ID", "")
+
+
+def waiting(job: Job) -> list[str]:
+    """The elements that wait, by the names that Slurm's commands take."""
+    return [each.job for each in queued(job.ids) if not each.is_running]
+
+
+def cancel_waiting(job: Job) -> int:
+    """Cancel the elements that wait; returns how many there were."""
+    names = waiting(job)
+    if names:
+        call("scancel", "--state=PENDING", *names)
+    return len(names)
+
+
+def hold_waiting(job: Job) -> int:
+    """Hold the elements that wait, until `scontrol release`; returns how many there were."""
+    names = waiting(job)
+    for name in names:
+        call("scontrol", "hold", name)
+    return len(names)
+
+
+def keep_off(job: Job, nodes: Iterable[str]) -> None:
+    """Let no waiting element of the job start on these nodes."""
+    exclude_on(waiting(job), nodes)
+
+
+def exclude_on(names: Iterable[str], nodes: Iterable[str]) -> None:
+    """Tell Slurm which nodes the waiting jobs `names` must not get. What started meanwhile is passed over."""
+    listed = ",".join(nodes)
+    for name in names:
+        try:
+            call("scontrol", "update", f"JobId={name}", f"ExcNodeList={listed}")
+        except SlurmUnreachableError:
+            raise
+        except SlurmError as error:
+            if "no longer pending" not in str(error) and "Invalid job id" not in str(error):
+                raise
+
+
+def affordable(job: Job, excluded: Mapping[str, str]) -> list[str]:
+    """The excluded nodes that the partition can do without, newest first: a job that no node is left for never starts."""
+    states = node_states(job.partition)
+    usable = [node for node, state in states.items() if not is_gone(state)]
+    spare = len(usable) - job.nodes
+    kept = []
+    for node in reversed(list(excluded)):
+        if node not in usable:
+            kept.append(node)
+        elif spare > 0:
+            kept.append(node)
+            spare -= 1
+    return kept

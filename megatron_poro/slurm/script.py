@@ -1,0 +1,164 @@
+"""The job script: plain bash that a person can read, run and change. Every word of the user's is quoted.
+
+An element asks `poro element` what there is to do, checks its nodes, trains, and says how it went; everything that takes a decision
+is there, and everything that runs is here.
+"""
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_poro.slurm.profile import Container, Profile, Variable
+
+NOTHING_TO_DO = 10
+"""Exit code of `poro element begin` and `nodes`: this element ends well, without training."""
+PLACEHOLDERS = re.compile(r"\{(USER|SLURM_JOB_ID|SLURM_NODEID)\}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a script is rendered from. Times are in minutes, `options` are (option, why) for sbatch."""
+
+    profile: Profile
+    directory: str
+    run_file: str
+    python: str
+    options: tuple[tuple[str, str], ...]
+    srun_options: tuple[tuple[str, str], ...]
+    nodes: int
+    tasks_per_node: int
+
+
+def render(plan: Plan) -> str:
+    """The whole script."""
+    parts = (_head(plan), _names(plan), _environment(plan), _begin(plan), _check(plan), _train(plan), _end())
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def _head(plan: Plan) -> str:
+    width = max((len(option) for option, _ in plan.options), default=0)
+    lines = [
+        "#!/usr/bin/env bash",
+        "# One element of a run, written by `poro launch`. Each goes on from the newest checkpoint that verifies.",
+    ]
+    if plan.profile.scheduler == "slurm":
+        lines += [f"#SBATCH {option:<{width}}  # {why}" for option, why in plan.options]
+    return "\n".join([*lines, "set -uo pipefail"])
+
+
+def _names(plan: Plan) -> str:
+    return f"""
+folder={shlex.quote(plan.directory + "/slurm")}        # what belongs to the launch: this script, logs, notes
+run_file={shlex.quote(plan.run_file)}
+poro() {{ {shlex.quote(plan.python)} -m megatron_poro "$@"; }}   # outside of a container: it calls Slurm's commands
+if [ ! -f "$folder/job.json" ]; then
+  echo "error: $folder/job.json is gone; was the run directory moved? Launch it again from where it is" >&2
+  exit 2
+fi
+"""
+
+
+def _environment(plan: Plan) -> str:
+    lines = [f"module load {shlex.quote(module)}" for module in plan.profile.modules]
+    if plan.profile.scheduler == "slurm":
+        lines.append("export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}   # srun no longer takes it from the job (since 22.05)")
+    lines += [f"# {variable.name}: {variable.why}" for variable in plan.profile.environment]
+    return "\n".join(lines)
+
+
+def _begin(plan: Plan) -> str:
+    # What cannot even be looked at would use up all elements within seconds.
+    give_up = 'scontrol hold "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"; ' if plan.profile.scheduler == "slurm" else ""
+    return f"""
+# Anything left to do? The environment, the job as Slurm sees it, modules and container are kept with the element.
+poro element begin "$folder"; code=$?
+[ "$code" = {NOTHING_TO_DO} ] && exit 0
+[ "$code" = 0 ] || {{ {give_up}exit "$code"; }}
+{{ module list; }} >"$folder/modules.txt" 2>&1 || true
+"""
+
+
+def _check(plan: Plan) -> str:
+    if plan.profile.scheduler != "slurm":
+        return ""
+    inside = _inside(plan)
+    return f"""
+# A look at every node, some seconds: a bad one is left out, and the element queues again.
+checks="$folder/nodes/${{SLURM_JOB_ID}}-${{SLURM_RESTART_COUNT:-0}}"
+timeout 300 srun --nodes={plan.nodes} --ntasks={plan.nodes} --ntasks-per-node=1 --kill-on-bad-exit=0 \\
+  {inside} element measure "$folder" "$checks"
+poro element nodes "$folder" "$checks"; code=$?
+[ "$code" = {NOTHING_TO_DO} ] && exit 0
+[ "$code" = 0 ] || exit "$code"
+"""
+
+
+def _train(plan: Plan) -> str:
+    if plan.profile.scheduler != "slurm":
+        command = f'{_inside(plan)} train "$run_file" &'
+    else:
+        options = [
+            *plan.srun_options,
+            ("--kill-on-bad-exit=0 --wait=120", "ranks end by themselves; whoever has not after 2 minutes is killed"),
+        ]
+        notes = "\n".join(f"#   {option}: {why}" for option, why in options)
+        words = " ".join(option for option, _ in options)
+        command = f"""{notes}
+srun --nodes={plan.nodes} --ntasks={plan.nodes * plan.tasks_per_node} --ntasks-per-node={plan.tasks_per_node} {words} \\
+  {_inside(plan)} train "$run_file" &"""
+    return f"""
+# Train. SIGUSR1 comes before the time limit: the ranks save at the end of their step and end with 75.
+{command}
+step=$!
+told=0
+trap 'told=1; kill -USR1 "$step" 2>/dev/null' USR1
+trap 'told=1; kill -TERM "$step" 2>/dev/null' TERM
+while :; do
+  told=0
+  wait "$step"; code=$?
+  [ "$told" = 1 ] || break      # a trap ends `wait` early: wait again
+done
+"""
+
+
+def _end() -> str:
+    return """
+# How did it go? Cancels what is left when the run is done, holds it when it gets nowhere.
+trap '' TERM USR1
+poro element end "$folder" "$code"
+exit $?
+"""
+
+
+def _inside(plan: Plan) -> str:
+    """The words that run `poro` as a rank: in its environment, and in the container when there is one."""
+    words = _assignments(plan.profile.environment)
+    container = plan.profile.container
+    python = shlex.quote(plan.python)
+    if container.image:
+        words += _container_words(container, plan)
+        python = shlex.quote(container.python)
+    return f"{words}{python} -m megatron_poro"
+
+
+def _assignments(variables: Sequence[Variable]) -> str:
+    """`env NAME=value ...`, evaluated by each task where it names the task's node."""
+    if not variables:
+        return ""
+    if not any(PLACEHOLDERS.search(variable.value) for variable in variables):
+        return "env " + " ".join(f"{variable.name}={shlex.quote(variable.value)}" for variable in variables) + " "
+    inner = "; ".join(f"export {variable.name}={_expand(variable.value)}" for variable in variables)
+    return "bash -c " + shlex.quote(f'{inner}; exec "$@"') + " rank "
+
+
+def _expand(value: str) -> str:
+    """A value for bash with its placeholders as variables, everything else quoted."""
+    parts = PLACEHOLDERS.split(value)
+    return "".join(f'"${{{part}:-}}"' if n % 2 else shlex.quote(part) for n, part in enumerate(parts) if part)
+
+
+def _container_words(container: Container, plan: Plan) -> str:
+    binds = ",".join([*container.binds, plan.directory])
+    words = [container.runtime, "exec", *container.arguments, "--bind", binds, container.image]
+    return " ".join(shlex.quote(word) for word in words) + " "

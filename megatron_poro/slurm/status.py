@@ -1,0 +1,182 @@
+"""`poro status`: one screen from the queue and the run directory. Works without Slurm, without accounting, and while it is away."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from megatron_poro.config import RunConfig, load_run
+from megatron_poro.config.duration import duration_of
+from megatron_poro.engine.paths import list_checkpoints, step_of
+from megatron_poro.observe import Record, read_metrics
+from megatron_poro.slurm.commands import QueuedJob, SlurmError, has_slurm, queued
+from megatron_poro.slurm.element import newest_step
+from megatron_poro.slurm.history import Attempt, attempts, excluded, first_failure, hold_reason
+from megatron_poro.slurm.records import Job, load_job, read_lines, read_notes
+from megatron_poro.training.start import find_finished
+
+RECENT_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run at a glance. Times are in seconds, `device_hours_*` in hours of one device; None where nothing is known yet."""
+
+    directory: str
+    state: str
+    element: str
+    elements_waiting: int
+    queue: str
+    step: int
+    num_steps: int
+    tokens: int
+    num_tokens: int
+    loss: float | None
+    tokens_per_second: float | None
+    seconds_left: float | None
+    saved_step: int
+    saved_ago: float | None
+    restarts: int
+    last_failure: str
+    held: str
+    excluded: dict[str, str]
+    device_hours_used: float
+    device_hours_left: float | None
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+def read_status(directory: Path) -> Status:
+    """The status of a run directory. Raises PoroErrors when it is none."""
+    job, now = load_job(directory), time.time()
+    config = load_run(directory / "slurm" / "run.toml" if job else directory / "config.toml")
+    notes = read_notes(directory)
+    records = read_metrics(directory / "metrics.jsonl") if (directory / "metrics.jsonl").exists() else []
+    jobs, queue = _ask_queue(job)
+    tried = attempts(notes, newest_step(directory))
+    steps = [record for record in records if record["event"] == "step"]
+    duration = duration_of(config)
+    step = int(steps[-1]["step"]) if steps else 0
+    seconds = _seconds_a_step(steps)
+    left = (duration.num_steps - step) * seconds if seconds else None
+    running = next((each for each in jobs if each.is_running), None)
+    devices = job.nodes * job.tasks_per_node if job else 0
+    saved = list_checkpoints(directory)[-1:]
+    return Status(
+        directory=str(directory),
+        state=_state(config, job, jobs, hold_reason(notes)),
+        element=running.job if running else "",
+        elements_waiting=sum(not each.is_running for each in jobs),
+        queue=queue or "; ".join(sorted({each.reason for each in jobs if not each.is_running} - {"None"})),
+        step=step,
+        num_steps=duration.num_steps,
+        tokens=duration.samples_before(step) * config.data.sequence_length,
+        num_tokens=duration.samples_before(duration.num_steps) * config.data.sequence_length,
+        loss=steps[-1]["loss"] if steps else None,
+        tokens_per_second=_rate(steps, seconds, config),
+        seconds_left=left,
+        saved_step=step_of(saved[0]) if saved else 0,
+        saved_ago=now - (saved[0] / "files.json").stat().st_mtime if saved and (saved[0] / "files.json").exists() else None,
+        restarts=max(len(tried) - 1, 0),
+        last_failure=first_failure(read_lines(directory / "events.jsonl"), 0.0),
+        held=hold_reason(notes),
+        excluded=excluded(notes),
+        device_hours_used=_device_hours(tried, records, is_running=running is not None, now=now),
+        device_hours_left=left * devices / 3600 if left is not None and devices else None,
+    )
+
+
+def _ask_queue(job: Job | None) -> tuple[list[QueuedJob], str]:
+    """What waits and runs, and what kept us from knowing."""
+    if job is None or not job.ids:
+        return [], ""
+    if not has_slurm():
+        return [], "Slurm's commands are not here"
+    try:
+        return queued(job.ids), ""
+    except SlurmError as error:
+        return [], str(error)
+
+
+def _state(config: RunConfig, job: Job | None, jobs: Sequence[QueuedJob], held: str) -> str:
+    if find_finished(config):
+        return "done"
+    if any(each.is_running for each in jobs):
+        return "running"
+    if held:
+        return "held"
+    if jobs:
+        return "waiting"
+    return "not in the queue" if job and job.ids else "not launched"
+
+
+def _seconds_a_step(steps: Sequence[Record]) -> float | None:
+    recent = sorted(record["seconds"] for record in steps[-RECENT_STEPS:] if "seconds" in record)
+    return recent[len(recent) // 2] if recent else None
+
+
+def _rate(steps: Sequence[Record], seconds: float | None, config: RunConfig) -> float | None:
+    if not seconds:
+        return None
+    return float(steps[-1].get("tokens_per_second") or config.training.global_batch_size * config.data.sequence_length / seconds)
+
+
+def _device_hours(tried: Sequence[Attempt], records: Sequence[Record], *, is_running: bool, now: float) -> float:
+    """Of all attempts; one that could not say when it ended counts to its last sign of life."""
+    total = 0.0
+    for n, attempt in enumerate(tried):
+        until = tried[n + 1].begin if n + 1 < len(tried) else now
+        end = attempt.end
+        if end is None and n + 1 == len(tried) and is_running:
+            end = now
+        if end is None:
+            end = max((record["time"] for record in records if attempt.begin <= record["time"] < until), default=attempt.begin)
+        total += (end - attempt.begin) * attempt.devices / 3600
+    return total
+
+
+def render(status: Status) -> str:
+    """The screen."""
+    share = status.step / status.num_steps if status.num_steps else 0.0
+    lines = [
+        ("run", status.directory),
+        (
+            "state",
+            status.state
+            + (f", element {status.element}" if status.element else "")
+            + f", {status.elements_waiting} waiting" * bool(status.elements_waiting),
+        ),
+        ("queue", status.queue),
+        ("held", status.held),
+        ("step", f"{status.step:,} of {status.num_steps:,} ({share:.1%}), {status.tokens:,} of {status.num_tokens:,} tokens"),
+        ("loss", f"{status.loss:.4f}" if status.loss is not None else ""),
+        ("rate", f"{status.tokens_per_second:,.0f} tokens/s" if status.tokens_per_second else ""),
+        ("time left", _duration(status.seconds_left)),
+        ("last save", f"step {status.saved_step:,}, {_duration(status.saved_ago)} ago" if status.saved_ago is not None else "none"),
+        ("restarts", f"{status.restarts}" + (f"; the last failure: {status.last_failure}" if status.last_failure else "")),
+        ("excluded", "; ".join(f"{node}: {reason}" for node, reason in status.excluded.items())),
+        (
+            "device hours",
+            f"{status.device_hours_used:,.1f} used"
+            + (f", {status.device_hours_left:,.1f} to go" if status.device_hours_left is not None else ""),
+        ),
+    ]
+    return "\n".join(f"{name:<13} {value}" for name, value in lines if value)
+
+
+def render_line(status: Status) -> str:
+    """One line, for scripts and for several runs."""
+    left = _duration(status.seconds_left) or "?"
+    return f"{status.directory}: {status.state}, step {status.step}/{status.num_steps}, {left} left, {status.restarts} restarts"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    days, rest = divmod(minutes, 1440)
+    return (f"{days} d " if days else "") + f"{rest // 60} h {rest % 60:02d} min"
