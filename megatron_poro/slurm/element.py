@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,13 +84,10 @@ def check_nodes(folder: Path, measured: Path) -> int:
     for node, reason in bad.items():
         print(f"error: node {node} is bad: {reason}", file=sys.stderr, flush=True)
         note(directory, "exclude", node=node, reason=reason)
-    if not bad:
-        return 0
-    note(directory, "end", job=queue.own_job(), code=0, step=newest_step(directory), bad_nodes=list(bad))
-    if _queue_again(job, list(bad)):
+    if bad and _queue_again(job, list(bad)):
         return NOTHING_TO_DO
-    print("warning: the partition has no other nodes; training starts on these", file=sys.stderr, flush=True)
-    note(directory, "begin", job=queue.own_job(), restart=0, step=newest_step(directory), nodes=_own_nodes(), devices=0)
+    if bad:
+        print("warning: the partition has no other nodes; training starts on these", file=sys.stderr, flush=True)
     return 0
 
 
@@ -147,11 +144,8 @@ def _hold(job: Job, notes: list[Record]) -> int:
         reason = f"the last element failed of what no repetition mends: {cause}"
     held = _patiently(lambda: queue.hold_waiting(job))
     note(directory, "hold", job=queue.own_job(), reason=reason, held=held or 0)
-    print(
-        f"error: held: {reason}\n`scontrol release {','.join(job.ids)}` goes on, `poro cancel {directory}` gives up",
-        file=sys.stderr,
-        flush=True,
-    )
+    way = f"`scontrol release {','.join(job.ids)}`" if held else "`poro launch`"
+    print(f"error: held: {reason}\n{way} goes on, `poro cancel {directory}` gives up", file=sys.stderr, flush=True)
     return NOTHING_TO_DO
 
 
@@ -239,16 +233,19 @@ def _own_nodes() -> list[str]:
 def _keep_surroundings(folder: Path) -> None:
     """Keep environment and job of this element beside its log. Variables that may hold a secret are named without their value."""
     kept = folder / "elements" / f"{queue.own_job() or 'local'}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-    kept.mkdir(parents=True, exist_ok=True)
-    lines = [
-        f"{name}={'(set)' if is_secret(name) else value}"
-        for name, value in sorted(os.environ.items())
-        if KEPT_VARIABLES.match(name) or is_secret(name)
-    ]
-    (kept / "environment.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if own := os.environ.get("SLURM_JOB_ID"):
-        shown = _patiently(lambda: show_job(own)) or {}
-        (kept / "job.txt").write_text("".join(f"{key}={value}\n" for key, value in shown.items()), encoding="utf-8")
+    names = sorted(name for name in os.environ if KEPT_VARIABLES.match(name) or is_secret(name))
+    own = os.environ.get("SLURM_JOB_ID")
+    shown = (_patiently(lambda: show_job(own)) if own else None) or {}
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+        _write_pairs(kept / "environment.txt", {name: "(set)" if is_secret(name) else os.environ[name] for name in names})
+        _write_pairs(kept / "job.txt", shown)
+    except OSError as error:
+        print(f"warning: {kept}: {error.strerror}", file=sys.stderr, flush=True)
+
+
+def _write_pairs(path: Path, pairs: Mapping[str, str]) -> None:
+    path.write_text("".join(f"{name}={value}\n" for name, value in pairs.items()), encoding="utf-8")
 
 
 def is_secret(name: str) -> bool:

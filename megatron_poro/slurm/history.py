@@ -39,7 +39,8 @@ def attempts(notes: Sequence[Record], newest_step: int) -> list[Attempt]:
     found = []
     for n, following in zip(begins, [*begins, len(notes)][1:], strict=True):
         begin = notes[n]
-        end = next((record for record in notes[n:following] if record["event"] == "end" and record["job"] == begin["job"]), None)
+        ends = (record for record in notes[n:following] if record["event"] in ("end", "requeue") and record["job"] == begin["job"])
+        end = next(ends, None)
         after = notes[following]["step"] if following < len(notes) else newest_step
         found.append(
             Attempt(
@@ -47,12 +48,12 @@ def attempts(notes: Sequence[Record], newest_step: int) -> list[Attempt]:
                 restart=begin["restart"],
                 begin=begin["time"],
                 end=end["time"] if end else None,
-                code=end["code"] if end else None,
+                code=end.get("code") if end else None,
                 step_before=begin["step"],
                 step_after=after,
                 nodes=tuple(begin["nodes"]),
                 devices=begin["devices"],
-                counts=not (end and end.get("bad_nodes")),
+                counts=not (end and end["event"] == "requeue"),
             )
         )
     return found

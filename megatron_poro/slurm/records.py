@@ -5,6 +5,7 @@
 
 import json
 import os
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,13 +66,24 @@ def load_job(directory: Path) -> Job | None:
 
 
 def note(directory: Path, event: str, **values: Any) -> Record:
-    """Append a line to elements.jsonl."""
+    """Append a line to elements.jsonl; a full disk costs the line, not the element."""
     record = {"event": event, "time": time.time(), **values}
     path = folder_of(directory) / "elements.jsonl"
-    with open(path, "ab", buffering=0) as file:
-        file.write(json.dumps(record).encode() + b"\n")
-        os.fsync(file.fileno())
+    try:
+        with open(path, "ab", buffering=0) as file:
+            file.write(b"\n" * _is_torn(path) + json.dumps(record).encode() + b"\n")
+            os.fsync(file.fileno())
+    except OSError as error:
+        print(f"warning: {path}: {error.strerror}; {json.dumps(record)} is not noted", file=sys.stderr, flush=True)
     return record
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a kill or a full disk left the last line without its end."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        return file.read(1) not in (b"", b"\n")
 
 
 def read_notes(directory: Path) -> list[Record]:
