@@ -15,7 +15,7 @@ from megatron_poro.slurm.profile import NAMES, load_profile
 from megatron_poro.slurm.records import Job, folder_of, load_job, note, save_job
 from megatron_poro.slurm.script import Plan, render
 from megatron_poro.slurm.size import Request, plan_size, refuse_known_bad, sbatch_options, srun_options_of
-from megatron_poro.training.start import check_before_launch, find_finished, layout_of
+from megatron_poro.training.start import check_before_launch, find_finished, layout_of, make_run_directory
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def submit(prepared: Prepared) -> Job:
     _refuse_second(job)
     if done := find_finished(prepared.config):
         raise LaunchError(f"{job.directory} is done; its last checkpoint is {done}")
+    make_run_directory(prepared.config)
     (job.folder / "logs").mkdir(parents=True, exist_ok=True)
     save_run(prepared.config, Path(job.run_file))
     _write_script(Path(job.script), prepared.text)

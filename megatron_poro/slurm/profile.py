@@ -40,7 +40,7 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class Variable:
-    """A variable of the ranks' environment. `{USER}`, `{SLURM_JOB_ID}` and `{SLURM_NODEID}` stand for those of the process."""
+    """A variable of the job's environment. `{USER}` and `{SLURM_JOB_ID}` stand for the job's."""
 
     name: str = setting("as the programs read it")
     value: str = setting("its value")

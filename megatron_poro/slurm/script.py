@@ -6,14 +6,13 @@ is there, and everything that runs is here.
 
 import re
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_poro.slurm.profile import Container, Profile, Variable
+from megatron_poro.slurm.profile import Container, Profile
 
 NOTHING_TO_DO = 10
 """Exit code of `poro element begin` and `nodes`: this element ends well, without training."""
-PLACEHOLDERS = re.compile(r"\{(USER|SLURM_JOB_ID|SLURM_NODEID)\}")
+PLACEHOLDERS = re.compile(r"\{(USER|SLURM_JOB_ID)\}")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,8 @@ def _environment(plan: Plan) -> str:
     lines = [f"module load {shlex.quote(module)}" for module in plan.profile.modules]
     if plan.profile.scheduler == "slurm":
         lines.append("export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}   # srun no longer takes it from the job (since 22.05)")
-    lines += [f"# {variable.name}: {variable.why}" for variable in plan.profile.environment]
+    variables = plan.profile.environment
+    lines += [f"export {variable.name}={_expand(variable.value)}   # {variable.why}" for variable in variables]
     return "\n".join(lines)
 
 
@@ -132,24 +132,11 @@ exit $?
 
 
 def _inside(plan: Plan) -> str:
-    """The words that run `poro` as a rank: in its environment, and in the container when there is one."""
-    words = _assignments(plan.profile.environment)
+    """The words that run `poro` as a rank: in the container when there is one."""
     container = plan.profile.container
-    python = shlex.quote(plan.python)
-    if container.image:
-        words += _container_words(container, plan)
-        python = shlex.quote(container.python)
-    return f"{words}{python} -m megatron_poro"
-
-
-def _assignments(variables: Sequence[Variable]) -> str:
-    """`env NAME=value ...`, evaluated by each task where it names the task's node."""
-    if not variables:
-        return ""
-    if not any(PLACEHOLDERS.search(variable.value) for variable in variables):
-        return "env " + " ".join(f"{variable.name}={shlex.quote(variable.value)}" for variable in variables) + " "
-    inner = "; ".join(f"export {variable.name}={_expand(variable.value)}" for variable in variables)
-    return "bash -c " + shlex.quote(f'{inner}; exec "$@"') + " rank "
+    if not container.image:
+        return f"{shlex.quote(plan.python)} -m megatron_poro"
+    return f"{_container_words(container, plan)} {shlex.quote(container.python)} -m megatron_poro"
 
 
 def _expand(value: str) -> str:
@@ -161,4 +148,4 @@ def _expand(value: str) -> str:
 def _container_words(container: Container, plan: Plan) -> str:
     binds = ",".join([*container.binds, plan.directory])
     words = [container.runtime, "exec", *container.arguments, "--bind", binds, container.image]
-    return " ".join(shlex.quote(word) for word in words) + " "
+    return " ".join(shlex.quote(word) for word in words)

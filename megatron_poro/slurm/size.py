@@ -136,7 +136,7 @@ def _shape(request: Request, profile: Profile, config: RunConfig) -> tuple[int, 
     tasks = request.tasks_per_node or profile.devices_per_node
     if not tasks:
         tasks = math.ceil((world or model) / (request.nodes or 1))
-    nodes = request.nodes or (math.ceil(world / tasks) if world else 0)
+    nodes = request.nodes or (math.ceil(world / tasks) if world else int(profile.scheduler == "none"))
     if not nodes:
         raise LaunchError("--nodes: how many? parallel.data is 0 in the run file, which takes as many as there are")
     if min(nodes, tasks) < 1:

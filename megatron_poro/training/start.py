@@ -46,6 +46,7 @@ def run_training(path: Path, overrides: Sequence[str], *, stop_after: RunPoint |
         return _supervise_one(config, world, command)
     layout = local_layout(config)
     check_before_launch(config, layout)
+    make_run_directory(config)
     with lock_run(Path(config.run_directory)):
         if done := find_finished(config):
             print(f"{config.run_directory} is done: {duration.num_steps} steps; its last checkpoint is {done}")
@@ -82,10 +83,7 @@ def _load_in_turn(path: Path, overrides: Sequence[str], rank: int) -> RunConfig:
 
 def _supervise_one(config: RunConfig, world: World, command: Sequence[str]) -> int:
     """Run the rank that torchrun or srun meant this process to be, and watch it."""
-    try:
-        Path(config.run_directory).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError([f"run_directory: cannot be made: {error}"]) from None
+    make_run_directory(config)
     if world.rank == 0:
         _say_where(config)
     name, is_unique = start_name(os.environ)
@@ -152,7 +150,7 @@ def check_batch(config: RunConfig, layout: Layout) -> None:
 
 
 def check_before_launch(config: RunConfig, layout: Layout) -> None:
-    """Raise the user's mistakes that would otherwise show on every rank: batch, data files, start checkpoint, run directory."""
+    """Raise the user's mistakes that would otherwise show on every rank: batch, data files, start checkpoint."""
     check_batch(config, layout)
     _check_data(config)
     initial = config.checkpoint.initial
@@ -162,6 +160,10 @@ def check_before_launch(config: RunConfig, layout: Layout) -> None:
             f"checkpoint.initial: {initial} is no Megatron distributed checkpoint (it has no .metadata); "
             "make one with `poro convert to-megatron HF_DIR OUT`"
         )
+
+
+def make_run_directory(config: RunConfig) -> None:
+    """Make the run directory. Raises ConfigError when that cannot be."""
     try:
         Path(config.run_directory).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,0 +1,159 @@
+"""The rendered script: plain bash that passes shellcheck, with no word of the user's unquoted."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_poro.engine.paths import list_checkpoints, step_of
+from megatron_poro.errors import LaunchError
+from megatron_poro.slurm.launch import explain, prepare
+from megatron_poro.slurm.profile import NAMES, Variable, load_profile
+from megatron_poro.slurm.script import Plan, render
+from megatron_poro.slurm.size import Request, refuse_known_bad
+from tests.runs import command, poro, write_run, write_tokens
+
+HOSTILE = [
+    "a b",
+    "$(touch owned)",
+    "`touch owned`",
+    "';touch owned;'",
+    '"; touch owned; "',
+    "a\nb",
+    "%j %x",
+    "-rf",
+    "ä€",
+    "#SBATCH --x",
+    "\\",
+    "&",
+]
+
+
+def write_inputs(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokens(folder)
+    return write_run(folder / "run.toml", {"training": {"steps": 4}, **changes})
+
+
+def plan_of(name: str, directory: str = "/scratch/run", image: str = "") -> Plan:
+    profile = load_profile(name)
+    profile = replace(profile, container=replace(profile.container, image=image))
+    options = tuple((option.option, option.why) for option in profile.sbatch)
+    return Plan(profile, directory, f"{directory}/slurm/run.toml", "/usr/bin/python3", options, (), 2, 4)
+
+
+@pytest.mark.parametrize("image", ["", "/images/rocm 7.sif"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_profile_gives_a_script_that_shellcheck_passes(name: str, image: str) -> None:
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([shellcheck, "-"], input=render(plan_of(name, image=image)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_a_hostile_path_image_or_value_stays_one_word(word: str, tmp_path: Path) -> None:
+    plan = plan_of("lumi", directory=f"/scratch/{word}", image=f"/images/{word}.sif")
+    hostile = Variable(name="MINE", value=f"{{SLURM_JOB_ID}}{word}", why="tried")
+    plan = replace(plan, profile=replace(plan.profile, environment=(hostile,)))
+    script = render(plan)
+    # srun stands in the script as it is; here it shows the words that it gets, and the variable that they would see.
+    step = script.split("timeout 300 ")[1].split("\nporo element nodes")[0]
+    export = script[script.index("export MINE=") :].split("   # tried")[0]
+    program = f'srun() {{ printf "%s\\0" "$@" "$MINE"; }}\nSLURM_JOB_ID=3; folder=F; checks=C\n{export}\n{step}'
+    words = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path).stdout.split("\0")[
+        :-1
+    ]
+    assert words[words.index("singularity") + 1] == "exec"
+    assert words[words.index("python3") - 1] == f"/images/{word}.sif"
+    assert words[words.index("--bind") + 1].endswith(f",/scratch/{word}")
+    assert words[-3:] == ["F", "C", f"3{word}"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_in_a_hostile_place_trains_there_and_nothing_of_its_name_is_run(tmp_path: Path) -> None:
+    folder = tmp_path / "$(touch owned) 'a' `touch owned`; \"b\" %j"
+    path = write_inputs(folder)
+    done = subprocess.run(
+        command("launch", path, "--cluster", "local", "--elements", "3"),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [step_of(saved) for saved in list_checkpoints(folder / "run")] == [4]
+    assert not list(tmp_path.rglob("owned"))
+    assert "done" in poro("status", folder / "run").stdout
+
+
+def test_names_for_slurm_are_made_plain_or_refused(tmp_path: Path) -> None:
+    path = write_inputs(tmp_path / "a $(b)")
+    prepared = prepare(
+        Request(path, cluster="test", nodes=1, tasks_per_node=1, elements=1, minutes=5, name="x; $(touch y)\n#SBATCH")
+    )
+    assert "#SBATCH --job-name=x_touch_y_SBATCH " in prepared.text
+    with pytest.raises(LaunchError, match="--account: 'a b' is no name"):
+        prepare(Request(path, cluster="test", nodes=1, tasks_per_node=1, elements=1, minutes=5, account="a b"))
+
+
+def test_a_dry_run_says_what_each_option_is_for_and_touches_nothing(tmp_path: Path) -> None:
+    path = write_inputs(tmp_path, parallel={"data": 8})
+    before = sorted(tmp_path.rglob("*"))
+    said = explain(prepare(Request(path, cluster="lumi", account="project_1", days=3.0)))
+    assert sorted(tmp_path.rglob("*")) == before
+    options = [line for line in said.splitlines() if line.startswith("#SBATCH")]
+    assert all("  # " in line for line in options)
+    assert any(line.startswith("#SBATCH --array=0-3%1 ") for line in options)  # 3 days of 2-day elements, and 2 to spare
+    assert any(line.startswith("#SBATCH --signal=B:USR1@600 ") for line in options)
+    line = said.splitlines()[-1]
+    assert shlex.split(line)[:2] == ["sbatch", "--parsable"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"elements": None}, "--elements or --days"),
+        ({"elements": 0}, "--elements: 0 is none"),
+        ({"nodes": None}, "--nodes: how many"),
+        ({"minutes": 100000}, "--time: 100000 minutes, but partition dev-g allows 180"),
+        ({"nodes": 64}, "--nodes: 64 are more than the 32 of partition dev-g"),
+        ({"nodes": 2, "tasks_per_node": 3}, "does not divide|micro-batch|global_batch_size"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused_by_its_option(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = write_inputs(tmp_path)
+    with pytest.raises(Exception, match=message):
+        prepare(replace(Request(path, cluster="test", nodes=1, tasks_per_node=1, elements=2, minutes=10), **changes))
+
+
+def test_a_setting_that_is_known_to_hang_is_refused_with_its_source() -> None:
+    lumi = load_profile("lumi")
+    with pytest.raises(LaunchError, match=r"NCCL_NET_GDR_LEVEL=PHB .*hang.*leave it unset.*laifs-container-recipes/issues/30"):
+        refuse_known_bad(lumi, {"NCCL_NET_GDR_LEVEL": "PHB"})
+    refuse_known_bad(lumi, {"NCCL_NET_GDR_LEVEL": "3"})
+
+
+def test_the_lead_follows_the_slowest_save(tmp_path: Path) -> None:
+    path = write_inputs(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"event": "checkpoint", "step": 1, "seconds": 100.0, "time": 1.0}\n')
+    said = prepare(Request(path, cluster="test", nodes=1, tasks_per_node=1, elements=1, minutes=60)).text
+    assert "--signal=B:USR1@360 " in said
+    said = prepare(Request(path, cluster="test", nodes=1, tasks_per_node=1, elements=1, minutes=60, lead_minutes=20.0)).text
+    assert "--signal=B:USR1@1200 " in said
+
+
+def test_without_slurm_the_commands_say_so(tmp_path: Path) -> None:
+    path = write_inputs(tmp_path)
+    bare = {"PATH": str(Path(shutil.which("bash") or "/bin/bash").parent / "nothing")}
+    words = ("launch", path, "--cluster", "test", "--nodes", "1", "--tasks-per-node", "1", "--elements", "1", "--time", "0:10:00")
+    assert "sbatch: not installed here" in poro(*words, code=2, **bare).stderr
+    assert not (tmp_path / "run" / "slurm" / "job.json").exists()
