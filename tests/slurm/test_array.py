@@ -1,0 +1,287 @@
+"""Runs as arrays on a real Slurm: TP2 x PP2 x DP2 on two of its nodes, with everything that ends elements on a cluster."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_poro.engine.paths import list_checkpoints, step_of
+from megatron_poro.observe import read_metrics
+from megatron_poro.slurm.records import read_notes
+from tests.runs import command, ledger_of, losses_of, write_run, write_tokens
+from tests.slurm.cluster import Slurm
+
+FAULTS = {"hang_factor": 5.0, "hang_least_seconds": 6.0, "weight_hash_every_steps": 0}
+MINUTE = ("--time", "0:01:00")
+
+
+@pytest.fixture(autouse=True)
+def _empty_queue(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "slurm" in request.fixturenames:
+        request.getfixturevalue("slurm").run("scancel", "--user", str(os.getuid()), check=False)
+
+
+def run_file(folder: Path, *, steps: int, run: str = "run", **changes: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokens(folder)
+    changes = {"faults": FAULTS, "checkpoint": {"save_every_steps": 5, "keep_last": 3}, **changes}
+    parallel = {"tensor": 2, "pipeline": 2, "data": 2}
+    return write_run(folder / "run.toml", {"run_directory": run, "parallel": parallel, "training": {"steps": steps}, **changes})
+
+
+def launch(slurm: Slurm, path: Path, *words: str, **environment: str) -> str:
+    """The id of an array of elements on two nodes with four ranks each."""
+    words = (*words, "--cluster", "test", "--nodes", "2")
+    said = slurm.run(*command("launch", path, *words), env={**slurm.environment, "OMP_NUM_THREADS": "1", **environment}).stdout
+    return said.split()[1].rstrip(":,")
+
+
+def status(slurm: Slurm, run: Path) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(slurm.run(*command("status", "--json", run)).stdout)
+    return answer
+
+
+def wait_until(holds: Callable[[], Any], what: str, *, seconds: float = 180.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (answer := holds()):
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.2)
+    return answer
+
+
+def step_now(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    steps = [record["step"] for record in read_metrics(path) if record["event"] == "step"] if path.exists() else []
+    return max(steps, default=0)
+
+
+def num_notes(run: Path, event: str) -> int:
+    return sum(record["event"] == event for record in read_notes(run))
+
+
+def trains_on(slurm: Slurm, run: Path, *, after: int) -> str:
+    """The element that runs, once there were more than `after` beginnings and a new checkpoint since the last; never one that ended."""
+
+    def element() -> str | None:
+        begins = [record for record in read_notes(run) if record["event"] == "begin"]
+        if len(begins) <= after or not list_checkpoints(run) or step_of(list_checkpoints(run)[-1]) <= begins[-1]["step"]:
+            return None
+        return str(begins[-1]["job"])
+
+    return str(wait_until(element, f"training after {after} beginnings"))
+
+
+def ranks(run: Path) -> dict[int, int]:
+    """The processes that train, by rank: the children of those that srun started."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = dict(
+                part.split("=", 1) for part in (folder / "environ").read_text(errors="replace").split("\0") if "=" in part
+            )
+            words = (folder / "cmdline").read_text(errors="replace").split("\0")
+        except OSError:
+            continue
+        if "train" in words and str(run / "slurm" / "run.toml") in words and "PORO_HEARTBEATS" in environment:
+            found[int(environment["SLURM_PROCID"])] = int(folder.name)
+    return found
+
+
+def fill(folder: Path) -> Path:
+    """A file that takes all the space there is."""
+    filler = folder / "filler"
+    with open(filler, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 20))
+        except OSError:
+            pass
+    return filler
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 60 MB of its own, which a cluster started later sees."""
+    if os.getuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60M", "tmpfs", folder], check=False).returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def own_slurm(slurm: Slurm, small_disk: Path) -> Iterator[Slurm]:
+    """A cluster whose nodes see the small disk. `slurm` says whether there can be one."""
+    cluster = Slurm(4)
+    yield cluster
+    cluster.close()
+
+
+def test_an_array_finishes_the_run_through_everything_that_ends_elements(
+    own_slurm: Slurm, small_disk: Path, tmp_path: Path
+) -> None:
+    slurm = own_slurm
+    path = run_file(tmp_path, steps=260, run=str(small_disk / "run"))
+    run = small_disk / "run"
+    array = launch(slurm, path, "--elements", "6", *MINUTE)
+
+    # The time limit: told before it, the run saves and hands over.
+    trains_on(slurm, run, after=0)
+    wait_until(lambda: num_notes(run, "end"), "the end of the first element")
+    assert [record["code"] for record in read_notes(run) if record["event"] == "end"] == [75]
+
+    # A rank is killed; the next element goes on.
+    trains_on(slurm, run, after=1)
+    os.kill(ranks(run)[5], signal.SIGKILL)
+    wait_until(lambda: num_notes(run, "end") == 2, "the end of the element with the killed rank")
+
+    # A rank hangs.
+    trains_on(slurm, run, after=2)
+    os.kill(ranks(run)[2], signal.SIGSTOP)
+    wait_until(lambda: num_notes(run, "end") == 3, "the end of the element with the rank that hangs")
+    assert [record["code"] for record in read_notes(run) if record["event"] == "end"] == [75, 137, 70]
+
+    # The disk is full for one save, then a node dies with everything on it: the element is queued again, and runs on others.
+    element = trains_on(slurm, run, after=3)
+    filler = fill(small_disk)
+    failed = lambda: "was not saved" in (run / "slurm" / "logs" / f"run-{element}.log").read_text()  # noqa: E731
+    wait_until(lambda: failed() or "not enough" in (run / "slurm" / "logs" / f"run-{element}.log").read_text(), "a save that fails")
+    filler.unlink()
+    saved = step_of(list_checkpoints(run)[-1])
+    wait_until(lambda: step_of(list_checkpoints(run)[-1]) > saved, "a save after the one that failed")
+    lost = slurm.job(element)["NodeList"]
+    node = slurm.run("scontrol", "show", "hostnames", lost).stdout.split()[1]
+    slurm.kill_node(node)
+    slurm.mark_down(node)
+
+    # A person queues it again, and cancels it.
+    assert trains_on(slurm, run, after=4) == element
+    slurm.run("scontrol", "requeue", element)
+    assert trains_on(slurm, run, after=5) == element
+    slurm.run("scancel", element)
+
+    wait_until(lambda: status(slurm, run)["state"] == "done", "the end of the run", seconds=300)
+    wait_until(lambda: not slurm.run("squeue", "--noheader", "--jobs", array, check=False).stdout, "an empty queue")
+    notes = read_notes(run)
+    assert any(record["event"] == "exclude" and record["node"] == node for record in notes)
+    assert num_notes(run, "hold") == 0
+    assert num_notes(run, "finished") == 1
+
+    straight = run_file(tmp_path / "straight", steps=260)
+    subprocess.run(
+        command("train", straight), check=True, timeout=300, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert losses_of(run) == losses_of(tmp_path / "straight" / "run")
+    assert ledger_of(list_checkpoints(run)[-1]) == ledger_of(list_checkpoints(tmp_path / "straight" / "run")[-1])
+
+
+def test_a_run_that_crashes_at_the_same_step_is_held_and_says_of_what(slurm: Slurm, tmp_path: Path) -> None:
+    path = run_file(tmp_path, steps=30)
+    array = launch(slurm, path, "--elements", "6", "--brake", "2", *MINUTE, PORO_FAULT="raise@rank=3,step=4,phase=forward")
+    wait_until(lambda: num_notes(tmp_path / "run", "hold"), "the brake")
+    told = status(slurm, tmp_path / "run")
+    assert told["state"] == "held"
+    assert "2 elements in a row without a new checkpoint" in told["held"]
+    assert "rank 3" in told["held"]
+    assert "InjectedError" in told["held"]
+    assert told["elements_waiting"] == 4
+    assert (
+        "launched already"
+        in slurm.run(*command("launch", path, "--cluster", "test", "--elements", "1", *MINUTE), check=False).stderr
+    )
+    said = slurm.run(*command("cancel", tmp_path / "run")).stdout
+    assert "4 elements are cancelled" in said
+    wait_until(lambda: not slurm.run("squeue", "--noheader", "--jobs", array, check=False).stdout, "an empty queue")
+
+
+def test_stop_saves_and_ends_and_the_next_launch_goes_on(slurm: Slurm, tmp_path: Path) -> None:
+    path, run = run_file(tmp_path, steps=400), tmp_path / "run"
+    launch(slurm, path, "--elements", "3", "--time", "0:10:00")
+    trains_on(slurm, run, after=0)
+    assert "2 elements that waited are cancelled" in slurm.run(*command("stop", path)).stdout
+    wait_until(lambda: num_notes(run, "end"), "the end")
+    assert not slurm.run("squeue", "--noheader").stdout.strip() or wait_until(
+        lambda: not slurm.run("squeue", "--noheader").stdout.strip(), "an empty queue"
+    )
+    step = step_now(run)
+    assert step_of(list_checkpoints(run)[-1]) == step < 400
+    assert status(slurm, run)["state"] == "not in the queue"
+
+
+@pytest.mark.parametrize("mode", ["--chain", "--requeue"])
+def test_where_arrays_are_not_allowed_a_chain_or_a_job_that_queues_itself_does_the_same(
+    mode: str, slurm: Slurm, tmp_path: Path
+) -> None:
+    path, run = run_file(tmp_path, steps=60), tmp_path / "run"
+    launch(slurm, path, mode, "--elements", "4", "--time", "0:10:00")
+    trains_on(slurm, run, after=0)
+    os.kill(ranks(run)[1], signal.SIGKILL)
+    wait_until(lambda: status(slurm, run)["state"] == "done", "the end of the run")
+    assert status(slurm, run)["restarts"] == 1
+    wait_until(lambda: not slurm.run("squeue", "--noheader").stdout.strip(), "an empty queue")
+
+
+def test_a_bad_node_is_named_and_left_out_before_training_starts(slurm: Slurm, tmp_path: Path) -> None:
+    if not shutil.which("nsenter") or slurm.nodes[0].startswith("127."):
+        pytest.skip("a node with a full disk of its own needs mount namespaces")
+    path, run = run_file(tmp_path, steps=6), tmp_path / "run"
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'base = "test"\n[[environment]]\nname = "TMPDIR"\nvalue = "/var/tmp"\nwhy = "the disk that is looked at"\n'
+        "[node_check]\nmin_local_disk_gb = 0.05\nslower_percent = 0.0\n"
+    )
+    slurm.run(*slurm.inside(slurm.nodes[0]), "mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", "/var/tmp")
+    try:
+        slurm.run(*command("launch", path, "--cluster", own, "--nodes", "2", "--elements", "2", *MINUTE))
+        wait_until(lambda: status(slurm, run)["state"] == "done", "the end of the run")
+    finally:
+        slurm.run(*slurm.inside(slurm.nodes[0]), "umount", "/var/tmp")
+    assert status(slurm, run)["excluded"] == {slurm.nodes[0]: "0.0 GB free on its own disk, less than 0.05"}
+    first, last = (record for record in read_notes(run) if record["event"] == "begin")
+    assert slurm.nodes[0] in first["nodes"]
+    assert slurm.nodes[0] not in last["nodes"]
+    assert num_notes(run, "requeue") == 1
+
+
+def test_a_controller_that_is_away_for_a_while_costs_nothing(slurm: Slurm, tmp_path: Path) -> None:
+    path, run = run_file(tmp_path, steps=40), tmp_path / "run"
+    array = launch(slurm, path, "--elements", "2", "--time", "0:10:00")
+    trains_on(slurm, run, after=0)
+    slurm.stop_controller()
+    try:
+        assert "run" in slurm.run(*command("status", run), env={**slurm.environment, "PORO_SLURM_PATIENCE": "1"}).stdout
+        wait_until(lambda: step_now(run) == 40, "the last step")
+        time.sleep(3)
+    finally:
+        slurm.start_controller()
+    wait_until(lambda: num_notes(run, "finished"), "the end")
+    wait_until(lambda: not slurm.run("squeue", "--noheader", "--jobs", array, check=False).stdout, "an empty queue")
+    assert status(slurm, run)["state"] == "done"
+
+
+def test_a_run_directory_that_was_moved_is_not_trained_under_its_old_name(slurm: Slurm, tmp_path: Path) -> None:
+    path, run = run_file(tmp_path, steps=400), tmp_path / "run"
+    launch(slurm, path, "--elements", "2", "--time", "0:10:00")
+    trains_on(slurm, run, after=0)
+    slurm.run(*command("cancel", run))
+    wait_until(lambda: not slurm.run("squeue", "--noheader").stdout.strip(), "an empty queue")
+    moved = tmp_path / "moved"
+    run.rename(moved)
+    assert "launch it again from where it is" in slurm.run(*command("element", "begin", moved / "slurm"), check=False).stderr
+    path = run_file(tmp_path, steps=400, run="moved")
+    launch(slurm, path, "--elements", "2", "--time", "0:10:00", "--name", "moved")
+    begins = num_notes(moved, "begin")
+    trains_on(slurm, moved, after=begins)
+    assert [record for record in read_notes(moved) if record["event"] == "begin"][-1]["step"] >= 5
+    slurm.run(*command("cancel", moved))
