@@ -83,13 +83,14 @@ def _try(words: Sequence[str]) -> tuple[str, bool]:
     return said, done.returncode == 0
 
 
-def queued(ids: Sequence[str]) -> list[QueuedJob]:
+def queued(ids: Sequence[str], *, patience_seconds: float = PATIENCE_SECONDS) -> list[QueuedJob]:
     """What the queue holds of these jobs and arrays, element by element; nothing for those that are gone."""
     if not ids:
         return []
     shape = "|".join(("%i", "%T", "%r", "%j", "%M", "%L", "%N", "%S", "%k"))
     try:
-        lines = call("squeue", "--noheader", "--array", "--states=all", "--jobs", ",".join(ids), "--format", shape).splitlines()
+        words = ("squeue", "--noheader", "--array", "--states=all", "--jobs", ",".join(ids), "--format", shape)
+        lines = call(*words, patience_seconds=patience_seconds).splitlines()
     except SlurmUnreachableError:
         raise
     except SlurmError as error:

@@ -16,6 +16,8 @@ from megatron_poro.slurm.records import Job, load_job, read_lines, read_notes
 from megatron_poro.training.start import find_finished
 
 RECENT_STEPS = 50
+PATIENCE_SECONDS = 4.0
+"""How long a person waits for a controller that does not answer."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def _ask_queue(job: Job | None) -> tuple[list[QueuedJob], str]:
     if not has_slurm():
         return [], "Slurm's commands are not here"
     try:
-        return queued(job.ids), ""
+        return queued(job.ids, patience_seconds=PATIENCE_SECONDS), ""
     except SlurmError as error:
         return [], str(error)
 

@@ -89,6 +89,12 @@ class Slurm:
         """A killed node comes back; where the controller runs, it takes jobs again when this returns."""
         self._cluster("start-node", name)
 
+    def inside(self, name: str) -> list[str]:
+        """The words before a command that make it see the file systems as the node does; nodes in namespaces only."""
+        holder = (self.directory / "run" / f"node-{name}.pid").read_text().strip()
+        node = subprocess.run(["pgrep", "--parent", holder], capture_output=True, text=True, check=True).stdout.split()[0]
+        return ["nsenter", "--target", node, "--mount"]
+
     def stop_controller(self) -> None:
         """Slurm cannot be reached; running jobs go on."""
         self._cluster("stop-controller")

@@ -68,7 +68,7 @@ def num_notes(run: Path, event: str) -> int:
 
 
 def trains_on(slurm: Slurm, run: Path, *, after: int) -> str:
-    """The element that runs, once there were more than `after` beginnings and a new checkpoint since the last; never one that ended."""
+    """The element that runs, once there were more than `after` beginnings, and a checkpoint since the last of them."""
 
     def element() -> str | None:
         begins = [record for record in read_notes(run) if record["event"] == "begin"]
@@ -84,9 +84,8 @@ def ranks(run: Path) -> dict[int, int]:
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            environment = dict(
-                part.split("=", 1) for part in (folder / "environ").read_text(errors="replace").split("\0") if "=" in part
-            )
+            pairs = (folder / "environ").read_text(errors="replace").split("\0")
+            environment = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
             words = (folder / "cmdline").read_text(errors="replace").split("\0")
         except OSError:
             continue
@@ -260,7 +259,7 @@ def test_a_controller_that_is_away_for_a_while_costs_nothing(slurm: Slurm, tmp_p
     trains_on(slurm, run, after=0)
     slurm.stop_controller()
     try:
-        assert "run" in slurm.run(*command("status", run), env={**slurm.environment, "PORO_SLURM_PATIENCE": "1"}).stdout
+        assert "run" in slurm.run(*command("status", run)).stdout
         wait_until(lambda: step_now(run) == 40, "the last step")
         time.sleep(3)
     finally:

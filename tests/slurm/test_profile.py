@@ -1,6 +1,7 @@
 """Cluster profiles are data: every one of ours is complete, a user's own changes one of them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,8 @@ from megatron_poro.slurm.profile import NAMES, load_profile
 @pytest.mark.parametrize("name", NAMES)
 def test_every_line_of_a_profile_says_why_and_where_that_was_read(name: str) -> None:
     profile = load_profile(name)
-    for entry in (*profile.sbatch, *profile.srun, *profile.environment, *profile.partitions, *profile.known_bad):
+    entries: list[Any] = [*profile.sbatch, *profile.srun, *profile.environment, *profile.partitions, *profile.known_bad]
+    for entry in entries:
         assert entry.why, entry
         assert entry.source, entry
 
