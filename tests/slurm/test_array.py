@@ -116,6 +116,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60M", "tmpfs", folder], check=False).returncode:
         pytest.skip("mounting a small disk is not allowed here")
     yield folder
+    # What a failed test left to be read.
+    shutil.copytree(folder, tmp_path / "left", ignore=shutil.ignore_patterns("checkpoints", "filler"), dirs_exist_ok=True)
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
@@ -151,29 +153,27 @@ def test_an_array_finishes_the_run_through_everything_that_ends_elements(
     wait_until(lambda: num_notes(run, "end") == 3, "the end of the element with the rank that hangs")
     assert [record["code"] for record in read_notes(run) if record["event"] == "end"] == [75, 137, 70]
 
-    # The disk is full for one save, then a node dies with everything on it: the element is queued again, and runs on others.
+    # The disk is full for one save, then a node dies with everything on it: the element is queued again, and others run.
     element = trains_on(slurm, run, after=3)
     filler = fill(small_disk)
-    failed = lambda: "was not saved" in (run / "slurm" / "logs" / f"run-{element}.log").read_text()  # noqa: E731
-    wait_until(lambda: failed() or "not enough" in (run / "slurm" / "logs" / f"run-{element}.log").read_text(), "a save that fails")
+    log = run / "slurm" / "logs" / f"run-{element}.log"
+    wait_until(lambda: "was not saved" in log.read_text(), "a save that fails")
     filler.unlink()
     saved = step_of(list_checkpoints(run)[-1])
     wait_until(lambda: step_of(list_checkpoints(run)[-1]) > saved, "a save after the one that failed")
-    lost = slurm.job(element)["NodeList"]
-    node = slurm.run("scontrol", "show", "hostnames", lost).stdout.split()[1]
-    slurm.kill_node(node)
-    slurm.mark_down(node)
+    wait_until(lambda: "checkpoint_failed" in (run / "metrics.jsonl").read_text(), "what waited for the disk")
+    lost = slurm.run("scontrol", "show", "hostnames", slurm.job(element)["NodeList"]).stdout.split()[1]
+    slurm.kill_node(lost)
+    slurm.mark_down(lost)
 
-    # A person queues it again, and cancels it.
-    assert trains_on(slurm, run, after=4) == element
-    slurm.run("scontrol", "requeue", element)
-    assert trains_on(slurm, run, after=5) == element
-    slurm.run("scancel", element)
+    # A person queues one again, and cancels one.
+    slurm.run("scontrol", "requeue", trains_on(slurm, run, after=4))
+    slurm.run("scancel", trains_on(slurm, run, after=5))
 
     wait_until(lambda: status(slurm, run)["state"] == "done", "the end of the run", seconds=300)
     wait_until(lambda: not slurm.run("squeue", "--noheader", "--jobs", array, check=False).stdout, "an empty queue")
     notes = read_notes(run)
-    assert any(record["event"] == "exclude" and record["node"] == node for record in notes)
+    assert any(record["event"] == "exclude" and record["node"] == lost for record in notes)
     assert num_notes(run, "hold") == 0
     assert num_notes(run, "finished") == 1
 
