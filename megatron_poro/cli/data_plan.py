@@ -24,7 +24,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _add_run_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_file", metavar="RUN.toml", type=Path, help="the run file; paths in it are relative to its folder")
-    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="values that replace the run file's (TOML)")
+    parser.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", default=[], help="values that replace the run file's (TOML)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON (default: a table)")
 
 

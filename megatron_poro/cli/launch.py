@@ -32,7 +32,9 @@ def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_file", metavar="RUN.toml", type=Path, help="the run file")
-    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="values that replace the run file's (TOML)")
+    parser.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", default=[], help="values that replace the run file's (TOML)"
+    )
     parser.add_argument("--cluster", required=True, help="profile: lumi, generic-nvidia, local, test, or a .toml file of your own")
     parser.add_argument("--nodes", type=int, help="nodes of an element; by default what parallel.data asks for")
     parser.add_argument("--tasks-per-node", type=int, help="ranks of a node; by default its devices")

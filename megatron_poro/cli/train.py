@@ -20,7 +20,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("-h", "--help", action=_HelpWithReference, help="show this help and every key of a run file")
     parser.add_argument("run_file", metavar="RUN.toml", type=Path, help="the run file; paths in it are relative to its folder")
-    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="values that replace the run file's (TOML)")
+    parser.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", default=[], help="values that replace the run file's (TOML)"
+    )
     parser.add_argument(
         "--stop-after",
         metavar="POINT",

@@ -50,8 +50,10 @@ def find_damage(checkpoint: Path) -> str:
             read_state(checkpoint)
         check_files(checkpoint, sorted(listed)[dist.get_rank() :: dist.get_world_size()])
         problem = ""
-    except (CheckpointError, ConversionError, OSError) as error:
-        problem = str(error)
+    except OSError as error:
+        problem = f"{error.filename}: {error.strerror}"
+    except (CheckpointError, ConversionError) as error:
+        problem = str(error).partition("; move the folder away")[0].partition("; copy it again")[0]
     problems: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(problems, problem)
     return next((problem for problem in problems if problem), "")

@@ -13,7 +13,7 @@ One or more faults, separated by `;`, each `ACTION@key=value,...`:
     rank        which one (required)
     step        the step being taken, from 1, or the first and last of several (`5-7`); without it any
     phase       start-up, loading, data, forward, backward, gradients, optimizer, checking, validation, saving, renaming or
-                ending: the fault happens as the rank enters it (nan and spike: `gradients`, flip: `checking`)
+                ending (required): the fault happens as the rank enters it (nan and spike: always `gradients`, flip: `checking`)
     occurrence  the how-manieth time in that step, from 1 (forward and backward: the microbatch)
     delay       seconds from there until it happens (kill, term and stop)
     times       how often it happens in the life of a process (default 1, or the number of steps named)
@@ -113,6 +113,8 @@ def _parse_steps(text: str) -> tuple[int, int]:
 
 
 def _check_fault(fault: Fault, given: dict[str, str]) -> None:
+    if not fault.phase:
+        raise ValueError("`phase` is missing")
     if fault.phase not in PHASES:
         raise ValueError(f"phase {fault.phase!r} is none of {', '.join(PHASES)}")
     if fault.phase != PHASE_OF_ACTION.get(fault.action, fault.phase):

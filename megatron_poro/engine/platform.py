@@ -7,6 +7,8 @@ without an accelerator `install_cpu_platform` answers those calls with the CPU. 
 import contextlib
 import ctypes
 import functools
+import importlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -38,11 +40,27 @@ class Platform:
 def start_platform(local_rank: int) -> Platform:
     """The platform of this process, made ready: device chosen, or the CPU answering for it. Call before importing megatron.core."""
     if not torch.cuda.is_available():
-        install_cpu_platform()
+        with _without_wandb():
+            install_cpu_platform()
         return Platform("cpu", CPU, "gloo")
     torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    with _without_wandb():
+        importlib.import_module("megatron.core")
     kind = "rocm" if torch.version.hip else "cuda"
     return Platform(kind, torch.device("cuda", torch.cuda.current_device()), "nccl")
+
+
+@contextlib.contextmanager
+def _without_wandb() -> Iterator[None]:
+    """megatron-core loads its inference engine, and that wandb if there is one: a sixth of a rank's start, for nothing."""
+    if "wandb" in sys.modules:
+        yield
+        return
+    sys.modules["wandb"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["wandb"]
 
 
 def install_cpu_platform() -> None:

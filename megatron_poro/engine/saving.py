@@ -165,7 +165,8 @@ class CheckpointSaver:
                 print(f"warning: a leftover could not be deleted: {problem}", file=sys.stderr, flush=True)
             free = shutil.disk_usage(target.parent).free
             if free < self._num_bytes + _SPARE_BYTES:
-                return f"it takes {self._num_bytes / 1e9:.3f} GB and {free / 1e9:.3f} are free"
+                needed = f"it takes {self._num_bytes / 1e9:.3f} GB, and {_SPARE_BYTES / 1e9:.3f} are left to others"
+                return f"{needed}; {free / 1e9:.3f} are free"
             partial_path(target).mkdir()
         except OSError as error:
             return str(error)

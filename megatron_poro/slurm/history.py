@@ -7,6 +7,8 @@ from megatron_poro.slurm.records import Record
 
 RESETS = ("launch", "release")
 """Notes from which on attempts are counted anew."""
+MOST_BEHIND = 9
+"""Of so many ranks behind, more than a node's, no node is to blame."""
 
 
 @dataclass(frozen=True)
@@ -94,26 +96,34 @@ def hold_reason(notes: Sequence[Record]) -> str:
 def suspects(events: Sequence[Record], since: float) -> dict[str, str]:
     """Hosts that the run's events since then blame, with the reason.
 
-    A rank that hangs or whose weights differ speaks against its host at once; an end by a signal only when the failure before that
-    was the same host's, for a process is killed for many reasons that are not its node's.
+    The ranks behind in a hang and those whose weights differ speak against their host at once; an end by a signal only when the
+    failure before that was the same host's, for a process is killed for many reasons that are not its node's.
     """
-    found = {}
-    failed = [event for event in events if event["event"] == "failed"]
-    for before, event in zip([{}, *failed], failed, strict=False):
-        if event["time"] < since:
+    found, before = {}, ("", "")
+    for event in events:
+        if event["event"] not in ("failed", "hang"):
             continue
-        host, what = str(event["host"]), f"rank {event['rank']}: {event['message']}"
-        if event["kind"] in ("hang", "weights") or (
-            event["kind"] == "signal" and before.get("kind") == "signal" and before.get("host") == host
-        ):
-            found[host] = what
+        kind, hosts = _blamed(event)
+        if event["time"] >= since and (kind in ("hang", "weights") or (kind == "signal" and before == (kind, hosts[0]))):
+            found.update(dict.fromkeys(hosts, _told(event)))
+        before = (kind, hosts[0]) if hosts else before
     return found
+
+
+def _blamed(event: Record) -> tuple[str, list[str]]:
+    """Kind and hosts of a failure. Of a hang, `failed` names the rank silent longest, `hang` those that others waited for."""
+    if event["event"] == "hang":
+        return "hang", [str(host) for host in event["hosts"]] if len(event["behind"]) < MOST_BEHIND else []
+    return ("", []) if event["kind"] == "hang" else (str(event["kind"]), [str(event["host"])])
+
+
+def _told(event: Record) -> str:
+    if event["event"] == "hang":
+        return f"ranks {', '.join(map(str, event['behind']))} hung: {event['reason']}"
+    return f"rank {event['rank']} on {event['host']}, exit code {event['code']}: {event['message']}"
 
 
 def first_failure(events: Sequence[Record], since: float) -> str:
     """What the last start since then failed of, in words; empty when none did."""
-    failed = [event for event in events if event["event"] == "failed" and event["time"] >= since]
-    if not failed:
-        return ""
-    last = failed[-1]
-    return f"rank {last['rank']} on {last['host']}, exit code {last['code']}: {last['message']}"
+    failed = [event for event in events if event["event"] in ("failed", "hang") and event["time"] >= since]
+    return _told(failed[-1]) if failed else ""

@@ -96,6 +96,7 @@ def describe_hang(reports: Sequence[RankReport], missing: Sequence[int]) -> dict
     behind, reason = find_behind(reports)
     return {
         "behind": [report.rank for report in behind],
+        "hosts": sorted({report.host for report in behind}),
         "reason": reason,
         "missing": list(missing),
         "ranks": [asdict(report) for report in reports],

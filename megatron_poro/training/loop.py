@@ -26,6 +26,7 @@ from megatron_poro.engine.platform import Platform
 from megatron_poro.engine.saving import CheckpointSaver
 from megatron_poro.engine.schedule import learning_rate
 from megatron_poro.engine.step import StepResult, evaluate, train_step
+from megatron_poro.errors import STOPPED_CODE
 from megatron_poro.observe import SinkGroup, open_sinks
 from megatron_poro.topology import Layout
 from megatron_poro.training.compare import RankComparison
@@ -67,7 +68,11 @@ def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *
     reached = _run_steps(trainer, last_step)
     phases.enter(Phase.ENDING)
     trainer.saver.close()
-    trainer.write("end")
+    asked_by = "" if reached else requests.reason or "another rank"
+    if trainer.is_first and asked_by:
+        where = f"step {trainer.state.step} of {trainer.duration.num_steps}"
+        print(f"stopped by {asked_by} at {where}; the same command goes on (exit code {STOPPED_CODE})", flush=True)
+    trainer.write("end", stopped_by=asked_by)
     trainer.sinks.close()
     trainer.data.close()
     stop_groups()
@@ -97,7 +102,7 @@ def _start_or_resume(trainer: Trainer) -> None:
 
 def _run_steps(trainer: Trainer, last_step: int) -> bool:
     """Step until `last_step` or until a rank is asked to stop, and save; True when the last step was reached."""
-    stopped = False
+    stopped, first = False, trainer.state.step
     with _step_progress(trainer, max(last_step - trainer.state.step, 0)) as advance:
         while trainer.state.step < last_step and not stopped:
             before = trainer.state.step
@@ -111,6 +116,8 @@ def _run_steps(trainer: Trainer, last_step: int) -> bool:
             advance(step - before)
     if trainer.last_saved != trainer.state.step:
         trainer.save()
+    elif trainer.is_first and not first < last_step:
+        print(f"nothing to do: the run is at step {first} already", flush=True)
     return trainer.state.step >= last_step
 
 

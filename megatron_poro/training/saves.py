@@ -36,7 +36,7 @@ class SaveNews:
         """A save was given up."""
         self._write("checkpoint_failed", target, problem=problem)
         print(
-            f"warning: {target} was not saved: {problem}. The run goes on; its newest checkpoint is the one before. "
+            f"warning: {target} was not saved: {problem}. The run's newest checkpoint is the one before. "
             "Free space before the next save",
             file=sys.stderr,
             flush=True,

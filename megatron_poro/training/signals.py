@@ -29,6 +29,8 @@ class Requests:
         self._heard: dict[int, float] = {}
         self._stuck: set[str] = set()
         self.stop = self.save = False
+        self.reason = ""
+        """What asked this process to stop: a signal's name, or the file."""
 
     def listen(self) -> None:
         """Take the stop signals from here on, and those that came since the launcher started this process."""
@@ -40,7 +42,8 @@ class Requests:
         """Look for the files, now and then."""
         if self._run_directory is not None and time.monotonic() >= self._looked + _LOOK_EVERY_SECONDS:
             self._looked = time.monotonic()
-            self.stop = self.stop or self._is_there(STOP)
+            if self._is_there(STOP):
+                self.stop, self.reason = True, self.reason or f"the file {self._run_directory / STOP}"
             self.save = self._is_there(SAVE)
 
     def clear(self, name: str) -> None:
@@ -57,7 +60,7 @@ class Requests:
         return self._run_directory is not None and name not in self._stuck and os.path.exists(self._run_directory / name)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.stop = True
+        self.stop, self.reason = True, self.reason or signal.Signals(number).name
         if time.monotonic() - self._heard.setdefault(number, time.monotonic()) > _SAME_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

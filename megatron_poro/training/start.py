@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_poro.config import RANDOM, RunConfig, load_run
@@ -13,12 +14,13 @@ from megatron_poro.config.duration_rules import find_batch_problems
 from megatron_poro.engine.heartbeat import HEARTBEATS
 from megatron_poro.engine.injection import FAULT, parse_faults
 from megatron_poro.engine.launch import World, die_with_parent, read_world, start_child, start_local, start_name
-from megatron_poro.engine.paths import is_complete, list_checkpoints, step_of
+from megatron_poro.engine.paths import is_complete, list_checkpoints, read_state, step_of
 from megatron_poro.errors import STOPPED_CODE, USER_ERRORS, CheckpointError, ConfigError
 from megatron_poro.topology import Layout, build_layout
 from megatron_poro.training.failures import Start
 from megatron_poro.training.lock import lock_run
 from megatron_poro.training.rank import run_rank
+from megatron_poro.training.resume import check_resume
 from megatron_poro.training.signals import STOP, STOP_SIGNALS
 from megatron_poro.training.supervisor import watch_ranks
 
@@ -48,10 +50,12 @@ def run_training(path: Path, overrides: Sequence[str], *, stop_after: RunPoint |
     check_before_launch(config, layout)
     make_run_directory(config)
     with lock_run(Path(config.run_directory)):
+        asked_to_stop = stop_file_was_there(Path(config.run_directory))
         if done := find_finished(config):
+            _check_finished(config, done)
             print(f"{config.run_directory} is done: {duration.num_steps} steps; its last checkpoint is {done}")
             return 0
-        if stop_file_was_there(Path(config.run_directory)):
+        if asked_to_stop:
             print(f"not started: {Path(config.run_directory) / STOP} asked for that and is removed; the same command goes on")
             return STOPPED_CODE
         print(f"starting {layout.world_size} process{'es' * (layout.world_size > 1)} for {layout}", flush=True)
@@ -109,6 +113,18 @@ def find_finished(config: RunConfig) -> Path | None:
     """The run's last checkpoint when no step is left to take."""
     newest = list_checkpoints(Path(config.run_directory))[-1:]
     return next((path for path in newest if step_of(path) == duration_of(config).num_steps and is_complete(path)), None)
+
+
+def _check_finished(config: RunConfig, checkpoint: Path) -> None:
+    """Raise CheckpointError when the run file asks for another run than the one that is done."""
+    from megatron_poro.data import TrainingData, look_up_eod  # numpy
+
+    config = replace(config, data=look_up_eod(config.data))
+    data = TrainingData(config.data)
+    try:
+        check_resume(config, checkpoint, read_state(checkpoint)["data"], data.fingerprint())
+    finally:
+        data.close()
 
 
 def stop_file_was_there(run_directory: Path) -> bool:

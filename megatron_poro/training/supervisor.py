@@ -179,7 +179,8 @@ class Supervisor(Watch):
         told = describe_hang(reports, missing)
         (folder / "hang.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
         (folder / "hang.txt").write_text(render_hang(reports, missing, all_ranks=True) + "\n", encoding="utf-8")
-        add_event(self._start, "hang", {key: told[key] for key in ("behind", "reason", "missing")} | {"stacks": str(folder)})
+        keys = ("behind", "hosts", "reason", "missing")
+        add_event(self._start, "hang", {key: told[key] for key in keys} | {"stacks": str(folder)})
         print(render_hang(reports, missing), file=sys.stderr)
         print(f"stacks of every rank: {folder}\nthe run ends with exit code {HANG_CODE}", file=sys.stderr, flush=True)
         return True

@@ -133,9 +133,9 @@ def test_an_array_finishes_the_run_through_everything_that_ends_elements(
     own_slurm: Slurm, small_disk: Path, tmp_path: Path
 ) -> None:
     slurm = own_slurm
-    path = run_file(tmp_path, steps=260, run=str(small_disk / "run"))
+    path = run_file(tmp_path, steps=130, run=str(small_disk / "run"))
     run = small_disk / "run"
-    array = launch(slurm, path, "--elements", "6", *MINUTE)
+    array = launch(slurm, path, "--elements", "6", "--lead", "0:05", *MINUTE)
 
     # The time limit: told before it, the run saves and hands over.
     trains_on(slurm, run, after=0)
@@ -177,7 +177,7 @@ def test_an_array_finishes_the_run_through_everything_that_ends_elements(
     assert num_notes(run, "hold") == 0
     assert num_notes(run, "finished") == 1
 
-    straight = run_file(tmp_path / "straight", steps=260)
+    straight = run_file(tmp_path / "straight", steps=130)
     subprocess.run(
         command("train", straight), check=True, timeout=300, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

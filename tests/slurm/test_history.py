@@ -61,9 +61,11 @@ def failed(host: str, kind: str, *, time: float) -> dict[str, Any]:
 
 
 def test_a_host_is_blamed_for_a_hang_at_once_and_for_a_kill_the_second_time() -> None:
-    hang, kill, again = failed("a", "hang", time=1.0), failed("b", "signal", time=2.0), failed("b", "signal", time=3.0)
-    assert suspects([hang, kill], 0.0) == {"a": "rank 3: hang"}
-    assert suspects([kill, again], 2.5) == {"b": "rank 3: signal"}
+    kill, again = failed("b", "signal", time=2.0), failed("b", "signal", time=3.0)
+    hang = {"event": "hang", "behind": [2], "hosts": ["a"], "reason": "they do not run", "time": 1.0}
+    assert suspects([failed("z", "hang", time=1.0), hang, kill], 0.0) == {"a": "ranks 2 hung: they do not run"}
+    assert suspects([{**hang, "behind": list(range(64))}], 0.0) == {}
+    assert suspects([kill, again], 2.5) == {"b": "rank 3 on b, exit code 137: signal"}
     assert suspects([failed("c", "signal", time=1.0), again], 2.5) == {}
     assert suspects([hang], 1.5) == {}
     assert suspects([failed("a", "bug", time=1.0), failed("a", "bug", time=2.0)], 0.0) == {}

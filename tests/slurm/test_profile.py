@@ -49,7 +49,7 @@ def test_a_file_of_ones_own_changes_a_profile_line_by_line(tmp_path: Path) -> No
     ("text", "message"),
     [
         ('base = "summit"', r"base: 'summit' is none of lumi"),
-        ('base = "lumi"\nacount = "x"', r"acount: unknown key; did you mean 'account'\?"),
+        ('base = "lumi"\npartitio = "x"', r"partitio: unknown key; did you mean 'partition'\?"),
         ('base = "lumi"\n[[sbatch]]\noption = "--mem=1G"', r"sbatch\[\d+\]\.why: missing"),
         ("devices_per_node = 8", "device: missing"),
         ("base = ", "not valid TOML"),

@@ -66,6 +66,7 @@ def test_a_finished_run_is_left_as_it_is(stopped: Path, inputs: Path, tmp_path: 
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert "is done: 12 steps" in poro("train", path).stdout
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert "optimizer.learning_rate was 0.003, is 0.5" in poro("train", path, "optimizer.learning_rate=0.5", code=2).stderr
 
 
 def damage_state(checkpoint: Path) -> None:

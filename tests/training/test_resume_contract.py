@@ -146,6 +146,12 @@ def test_a_checkpoint_from_before_a_key_existed_counts_as_its_default(stopped: P
         resume_with(tmp_path / "old", "training.batch_ramp=[{from_tokens=5120, global_batch_size=16}]")
 
 
+@pytest.mark.parametrize("name", ["optimizer.learning_rat", "training.seed", "observe.log_every_steps", "modell", "data.sauces"])
+def test_a_name_that_no_resume_compares_cannot_be_allowed(name: str, stopped: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"checkpoint.allow_changed: '{name}' is nothing that a resume compares"):
+        resume_with(stopped, f'checkpoint.allow_changed=["{name}"]')
+
+
 def test_tokens_instead_of_steps_are_refused(stopped: Path) -> None:
     with pytest.raises(CheckpointError) as refused:
         resume_with(stopped, "training.steps=0", "training.tokens=12288")

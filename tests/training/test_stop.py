@@ -28,13 +28,15 @@ def run_file(folder: Path, inputs: Path) -> Path:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_ends_the_run(number: signal.Signals, inputs: Path, tmp_path: Path) -> None:
     path = run_file(tmp_path, inputs)
-    launcher = subprocess.Popen(command("train", path), stdout=subprocess.DEVNULL)
+    launcher = subprocess.Popen(command("train", path), stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not (metrics.is_file() and losses_of(tmp_path / "run")) and time.monotonic() < deadline:
         time.sleep(0.01)
     launcher.send_signal(number)
-    assert launcher.wait(120) == STOPPED
+    said, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode == STOPPED
+    assert f"stopped by {signal.Signals(number).name} at step" in said
     (saved,) = list_checkpoints(tmp_path / "run")
     assert 1 <= read_state(saved)["step"] < 40
     if number == signal.SIGTERM:
