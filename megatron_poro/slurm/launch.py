@@ -11,8 +11,10 @@ from pathlib import Path
 from megatron_poro.config import RunConfig, load_run, save_run
 from megatron_poro.errors import LaunchError
 from megatron_poro.slurm.commands import call, has_slurm, queued
+from megatron_poro.slurm.element import is_done
+from megatron_poro.slurm.history import hold_reason
 from megatron_poro.slurm.profile import NAMES, load_profile
-from megatron_poro.slurm.records import Job, folder_of, load_job, note, save_job
+from megatron_poro.slurm.records import Job, folder_of, load_job, note, read_notes, save_job
 from megatron_poro.slurm.script import Plan, render
 from megatron_poro.slurm.size import Request, plan_size, refuse_known_bad, sbatch_options, srun_options_of
 from megatron_poro.training.start import check_before_launch, find_finished, layout_of, make_run_directory
@@ -76,7 +78,7 @@ def explain(prepared: Prepared) -> str:
 def submit(prepared: Prepared) -> Job:
     """Keep script and config in the run directory, and give Slurm the elements. Raises LaunchError when it has some already."""
     job = prepared.job
-    _refuse_second(job)
+    earlier = _refuse_second(job)
     if done := find_finished(prepared.config):
         raise LaunchError(f"{job.directory} is done; its last checkpoint is {done}")
     make_run_directory(prepared.config)
@@ -97,24 +99,22 @@ def submit(prepared: Prepared) -> Job:
             job = replace(job, ids=tuple(ids))
             save_job(job)
             note(Path(job.directory), "launch", ids=ids)
+        elif earlier:
+            save_job(earlier)
         else:
-            (job.folder / "job.json").unlink(missing_ok=True)
+            (job.folder / "job.json").unlink()
     return job
 
 
 def run_here(job: Job) -> int:
     """Without Slurm: one element after the other in the foreground, until the run is done or held. Returns the last exit code."""
-    from megatron_poro.slurm.element import is_done
-    from megatron_poro.slurm.history import hold_reason
-    from megatron_poro.slurm.records import read_notes
-
+    code = 0
     for _ in range(job.elements):
         code = subprocess.run(["bash", job.script], check=False).returncode
         notes = read_notes(Path(job.directory))
-        if is_done(job) or hold_reason(notes) or notes[-1]["event"] == "stop":
-            return code
-        if code > 128:
-            return code
+        was_stopped = any(record["event"] in ("stop", "cancel") and record["time"] > job.time for record in notes)
+        if is_done(job) or hold_reason(notes) or was_stopped:
+            break
     return code
 
 
@@ -125,13 +125,12 @@ def _write_script(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _refuse_second(job: Job) -> None:
-    """A run is launched once: elements of two launches would wait for each other's lock, and fail."""
+def _refuse_second(job: Job) -> Job | None:
+    """The launch before this one, if any. Raises LaunchError while it has elements: two wait for one lock."""
     earlier = load_job(Path(job.directory))
-    if earlier is None or not earlier.ids or not has_slurm():
-        return
-    if there := queued(earlier.ids):
+    if earlier and has_slurm() and (there := queued(earlier.ids)):
         raise LaunchError(
             f"{job.directory} is launched already: {there[0].job} is {there[0].state.lower()}; "
             f"`poro status {job.directory}` shows it, `poro cancel {earlier.directory}` ends it"
         )
+    return earlier
