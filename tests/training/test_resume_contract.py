@@ -146,7 +146,7 @@ def test_a_checkpoint_from_before_a_key_existed_counts_as_its_default(stopped: P
         resume_with(tmp_path / "old", "training.batch_ramp=[{from_tokens=5120, global_batch_size=16}]")
 
 
-@pytest.mark.parametrize("name", ["optimizer.learning_rat", "training.seed", "observe.log_every_steps", "modell", "data.sauces"])
+@pytest.mark.parametrize("name", ["optimizer.learning_rat", "training.seed", "observe.log_every_steps", "nothing", "data.sauces"])
 def test_a_name_that_no_resume_compares_cannot_be_allowed(name: str, stopped: Path) -> None:
     with pytest.raises(CheckpointError, match=rf"checkpoint.allow_changed: '{name}' is nothing that a resume compares"):
         resume_with(stopped, f'checkpoint.allow_changed=["{name}"]')
