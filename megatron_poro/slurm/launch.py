@@ -1,5 +1,7 @@
 """From a run file to elements in the queue: options checked against the profile, the script rendered and kept, sbatch called."""
 
+import hashlib
+import json
 import os
 import shlex
 import subprocess
@@ -7,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from megatron_poro.config import RunConfig, load_run, save_run
 from megatron_poro.errors import LaunchError
@@ -26,6 +29,7 @@ class Prepared:
 
     job: Job
     config: RunConfig
+    image: str
     text: str
     words: tuple[str, ...]
     notes: tuple[str, ...]
@@ -65,7 +69,7 @@ def prepare(request: Request) -> Prepared:
     log = "--output=%x-%A_%a.log" if request.mode == "array" else "--output=%x-%j.log"
     # The folder goes by --chdir: in --output, Slurm would replace what looks like its patterns.
     words = ("sbatch", "--parsable", f"--chdir={folder / 'logs'}", log, *request.sbatch)
-    return Prepared(job, config, text, words, (f"layout: {layout}",))
+    return Prepared(job, config, profile.container.image, text, words, (f"layout: {layout}",))
 
 
 def explain(prepared: Prepared) -> str:
@@ -84,6 +88,8 @@ def submit(prepared: Prepared) -> Job:
     make_run_directory(prepared.config)
     (job.folder / "logs").mkdir(parents=True, exist_ok=True)
     save_run(prepared.config, Path(job.run_file))
+    if prepared.image:
+        _note_image(job.folder / "container.json", Path(prepared.image))
     _write_script(Path(job.script), prepared.text)
     save_job(job)  # an element that starts at once finds it
     if job.mode == "local":
@@ -123,6 +129,23 @@ def _write_script(path: Path, text: str) -> None:
     partial.write_text(text, encoding="utf-8")
     partial.chmod(0o755)
     partial.replace(path)
+
+
+def _note_image(path: Path, image: Path) -> None:
+    """Keep which image ranks run in: path, size, time and SHA-256, which is taken anew only when the others differ."""
+    try:
+        stat = image.stat()
+        known: dict[str, Any] = {"image": str(image), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if image.is_file() and known.items() <= kept.items():
+            return
+        if image.is_file():
+            print(f"taking the SHA-256 of {image}, {stat.st_size / 1e9:.1f} GB", flush=True)
+            with open(image, "rb") as file:
+                known["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise LaunchError(f"--container: {image}: {error.strerror}") from None
+    path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 
 def _refuse_second(job: Job) -> Job | None:

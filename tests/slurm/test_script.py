@@ -1,5 +1,7 @@
 """The rendered script: plain bash that passes shellcheck, with no word of the user's unquoted."""
 
+import hashlib
+import json
 import os
 import shlex
 import shutil
@@ -13,7 +15,7 @@ import pytest
 
 from megatron_poro.engine.paths import list_checkpoints, step_of
 from megatron_poro.errors import LaunchError
-from megatron_poro.slurm.launch import explain, prepare
+from megatron_poro.slurm.launch import _note_image, explain, prepare
 from megatron_poro.slurm.profile import NAMES, Variable, load_profile
 from megatron_poro.slurm.script import Plan, render
 from megatron_poro.slurm.size import Request, refuse_known_bad
@@ -157,3 +159,16 @@ def test_without_slurm_the_commands_say_so(tmp_path: Path) -> None:
     words = ("launch", path, "--cluster", "test", "--nodes", "1", "--tasks-per-node", "1", "--elements", "1", "--time", "0:10:00")
     assert "sbatch: not installed here" in poro(*words, code=2, **bare).stderr
     assert not (tmp_path / "run" / "slurm" / "job.json").exists()
+
+
+def test_the_image_that_ranks_run_in_is_kept_with_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = tmp_path / "rocm.sif"
+    image.write_bytes(b"an image")
+    target = tmp_path / "container.json"
+    _note_image(target, image)
+    kept = json.loads(target.read_text())
+    assert (kept["image"], kept["bytes"], kept["sha256"]) == (str(image), 8, hashlib.sha256(b"an image").hexdigest())
+    monkeypatch.setattr("hashlib.file_digest", None)  # it is not read again while it is the same file
+    _note_image(target, image)
+    with pytest.raises(LaunchError, match=r"--container: .*missing.sif: No such file"):
+        _note_image(target, tmp_path / "missing.sif")
