@@ -1,5 +1,6 @@
 """What a cluster wants of a job, as data: `clusters/NAME.toml`, or a file of one's own that may change one of them, its `base`."""
 
+import re
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
@@ -116,6 +117,12 @@ def load_profile(name: str) -> Profile:
     problems = Problems()
     plain = _read(name, problems)
     profile: Profile | None = None if problems else build(Profile, {"name": name, **plain}, "", problems)
+    if profile:
+        problems += [
+            f"environment: {variable.name!r} is no name that a variable can have"
+            for variable in profile.environment
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable.name)
+        ]
     if profile is None or problems:
         raise ConfigError([f"cluster {name}: {problem}" for problem in problems])
     return profile

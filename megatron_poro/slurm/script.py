@@ -42,7 +42,7 @@ def _head(plan: Plan) -> str:
         "# One element of a run, written by `poro launch`. Each goes on from the newest checkpoint that verifies.",
     ]
     if plan.profile.scheduler == "slurm":
-        lines += [f"#SBATCH {option:<{width}}  # {why}" for option, why in plan.options]
+        lines += [f"#SBATCH {_one_line(option):<{width}}  # {_one_line(why)}" for option, why in plan.options]
     return "\n".join([*lines, "set -uo pipefail"])
 
 
@@ -63,7 +63,7 @@ def _environment(plan: Plan) -> str:
     if plan.profile.scheduler == "slurm":
         lines.append("export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}   # srun no longer takes it from the job (since 22.05)")
     variables = plan.profile.environment
-    lines += [f"export {variable.name}={_expand(variable.value)}   # {variable.why}" for variable in variables]
+    lines += [f"export {variable.name}={_expand(variable.value)}   # {_one_line(variable.why)}" for variable in variables]
     return "\n".join(lines)
 
 
@@ -100,10 +100,11 @@ def _train(plan: Plan) -> str:
     else:
         options = [
             *plan.srun_options,
-            ("--kill-on-bad-exit=0 --wait=120", "ranks end by themselves; whoever has not after 2 minutes is killed"),
+            ("--kill-on-bad-exit=0", "ranks end by themselves, and say why"),
+            ("--wait=120", "whoever has not 2 minutes after the first is killed"),
         ]
-        notes = "\n".join(f"#   {option}: {why}" for option, why in options)
-        words = " ".join(option for option, _ in options)
+        notes = "\n".join(f"#   {_one_line(option)}: {_one_line(why)}" for option, why in options)
+        words = " ".join(shlex.quote(option) for option, _ in options)
         command = f"""{notes}
 srun --nodes={plan.nodes} --ntasks={plan.nodes * plan.tasks_per_node} --ntasks-per-node={plan.tasks_per_node} {words} \\
   {_inside(plan)} train "$run_file" &"""
@@ -137,6 +138,10 @@ def _inside(plan: Plan) -> str:
     if not container.image:
         return f"{shlex.quote(plan.python)} -m megatron_poro"
     return f"{_container_words(container, plan)} {shlex.quote(container.python)} -m megatron_poro"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _expand(value: str) -> str:

@@ -52,6 +52,7 @@ def test_a_file_of_ones_own_changes_a_profile_line_by_line(tmp_path: Path) -> No
         ('base = "lumi"\npartitio = "x"', r"partitio: unknown key; did you mean 'partition'\?"),
         ('base = "lumi"\n[[sbatch]]\noption = "--mem=1G"', r"sbatch\[\d+\]\.why: missing"),
         ("devices_per_node = 8", "device: missing"),
+        ('base = "lumi"\n[[environment]]\nname = "A; touch x"\nvalue = "1"\nwhy = "no"', "'A; touch x' is no name that a variable"),
         ("base = ", "not valid TOML"),
     ],
 )

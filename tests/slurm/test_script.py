@@ -61,8 +61,8 @@ def test_every_profile_gives_a_script_that_shellcheck_passes(name: str, image: s
 @pytest.mark.parametrize("word", HOSTILE)
 def test_a_hostile_path_image_or_value_stays_one_word(word: str, tmp_path: Path) -> None:
     plan = plan_of("lumi", directory=f"/scratch/{word}", image=f"/images/{word}.sif")
-    hostile = Variable(name="MINE", value=f"{{SLURM_JOB_ID}}{word}", why="tried")
-    plan = replace(plan, profile=replace(plan.profile, environment=(hostile,)))
+    hostile = Variable(name="MINE", value=f"{{SLURM_JOB_ID}}{word}", why=f"tried{word}")
+    plan = replace(plan, profile=replace(plan.profile, environment=(hostile,)), srun_options=((f"--bind={word}", word),))
     script = render(plan)
     # srun stands in the script as it is; here it shows the words that it gets, and the variable that they would see.
     step = script.split("timeout 300 ")[1].split("\nporo element nodes")[0]
@@ -75,6 +75,13 @@ def test_a_hostile_path_image_or_value_stays_one_word(word: str, tmp_path: Path)
     assert words[words.index("python3") - 1] == f"/images/{word}.sif"
     assert words[words.index("--bind") + 1].endswith(f",/scratch/{word}")
     assert words[-3:] == ["F", "C", f"3{word}"]
+    train = script[script.index("srun --nodes=2 --ntasks=8") :].split(" &\n")[0]
+    program = f'srun() {{ printf "%s\\0" "$@"; }}\nrun_file=R\n{train}'
+    words = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path).stdout.split("\0")[
+        :-1
+    ]
+    assert f"--bind={word}" in words
+    assert words[-2:] == ["train", "R"]
     assert not list(tmp_path.iterdir())
 
 
