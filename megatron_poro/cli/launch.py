@@ -5,6 +5,8 @@ import json
 import re
 from pathlib import Path
 
+from megatron_poro.errors import LaunchError
+
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands."""
@@ -31,11 +33,12 @@ def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "one element at a time. Each goes on from the newest checkpoint that verifies.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_file", metavar="RUN.toml", type=Path, help="the run file")
+    parser.add_argument("run_file", metavar="RUN.toml", type=Path, help="the run file; with --pipeline, the recipe of steps")
+    parser.add_argument("--pipeline", action="store_true", help="the file is a recipe of steps (docs/slurm.md)")
     parser.add_argument(
         "overrides", metavar="section.key=value", nargs="*", default=[], help="values that replace the run file's (TOML)"
     )
-    parser.add_argument("--cluster", required=True, help="profile: lumi, generic-nvidia, local, test, or a .toml file of your own")
+    parser.add_argument("--cluster", help="profile: lumi, generic-nvidia, local, test, or a .toml file of your own")
     parser.add_argument("--nodes", type=int, help="nodes of an element; by default what parallel.data asks for")
     parser.add_argument("--tasks-per-node", type=int, help="ranks of a node; by default its devices")
     length = parser.add_mutually_exclusive_group()
@@ -83,22 +86,25 @@ def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _add_element(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("element", help="what job scripts call; not for people")
     parts = parser.add_subparsers(required=True, metavar="PART")
-    for name in ("begin", "measure", "nodes", "end"):
+    for name in ("begin", "measure", "nodes", "end", "ready", "finish"):
         part = parts.add_parser(name)
         part.add_argument("folder", type=Path)
+        if name in ("ready", "finish"):
+            part.add_argument("index", type=int)
         if name in ("measure", "nodes"):
             part.add_argument("measured", type=Path)
-        if name == "end":
+        if name in ("end", "finish"):
             part.add_argument("code", type=int)
         part.set_defaults(run=_element, part=name)
 
 
 def _minutes(text: str) -> int:
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not [D-]HH:MM:SS")
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return days * 1440 + hours * 60 + minutes + (seconds > 0)
+    from megatron_poro.slurm.size import parse_minutes
+
+    try:
+        return parse_minutes(text)
+    except LaunchError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _lead(text: str) -> float:
@@ -113,6 +119,13 @@ def _launch(args: argparse.Namespace) -> int:
     from megatron_poro.slurm.launch import explain, prepare, run_here, submit
     from megatron_poro.slurm.size import Request
 
+    if args.pipeline:
+        from megatron_poro.slurm.pipeline import launch_pipeline
+
+        print("\n".join(launch_pipeline(args.run_file, dry_run=args.dry_run)))
+        return 0
+    if args.cluster is None:
+        raise LaunchError("--cluster: where? lumi, generic-nvidia, local, test, or a .toml file of your own")
     prepared = prepare(
         Request(
             run_file=args.run_file,
@@ -153,8 +166,12 @@ def _directory(path: Path) -> Path:
 
 
 def _status(args: argparse.Namespace) -> int:
+    from megatron_poro.slurm.pipeline import is_pipeline, render_pipeline
     from megatron_poro.slurm.status import read_status, render, render_line
 
+    if len(args.runs) == 1 and is_pipeline(args.runs[0]):
+        print(render_pipeline(args.runs[0]))
+        return 0
     found = [read_status(_directory(path)) for path in args.runs]
     if args.json:
         plain = [status.as_dict() for status in found]
@@ -193,4 +210,8 @@ def _element(args: argparse.Namespace) -> int:
         return 0
     if args.part == "nodes":
         return element.check_nodes(args.folder, args.measured)
+    if args.part == "ready":
+        return element.ready(args.folder, args.index)
+    if args.part == "finish":
+        return element.finish(args.folder, args.index, args.code)
     return element.end(args.folder, args.code)

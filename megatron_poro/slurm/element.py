@@ -51,6 +51,9 @@ def begin(folder: Path) -> int:
         notes.append(note(directory, "release", job=queue.own_job()))
     if is_done(job):
         return _finish(job)
+    if _is_blocked(job):
+        _patiently(lambda: queue.cancel_waiting(job))
+        return USER_ERROR_CODE
     _blame(job, notes)
     if num_fruitless(read_notes(directory), newest_step(directory)) >= job.brake:
         return _hold(job, notes)
@@ -118,8 +121,51 @@ def newest_step(directory: Path) -> int:
     return next((step_of(path) for path in reversed(list_checkpoints(directory)) if is_complete(path)), 0)
 
 
+def ready(folder: Path, index: int) -> int:
+    """Decide whether a share of a command is to be run: 0; NOTHING_TO_DO when it is done; 2 when what it comes after is not."""
+    job = open_element(folder)
+    directory = Path(job.directory)
+    if any(record["event"] == "done" and record["index"] == index for record in read_notes(directory)):
+        return NOTHING_TO_DO
+    if _is_blocked(job):
+        return USER_ERROR_CODE
+    note(directory, "begin", job=queue.own_job(), index=index, restart=0, step=0, nodes=_own_nodes(), devices=0)
+    _keep_surroundings(folder)
+    return 0
+
+
+def finish(folder: Path, index: int, code: int) -> int:
+    """Note how a share of a command went; one that failed is queued again until it was tried often enough."""
+    job = open_element(folder)
+    directory = Path(job.directory)
+    if code == 0:
+        note(directory, "done", job=queue.own_job(), index=index)
+        return 0
+    note(directory, "end", job=queue.own_job(), index=index, code=code)
+    notes = read_notes(directory)
+    launched = max((n for n, record in enumerate(notes) if record["event"] == "launch"), default=0)
+    tried = sum(record["event"] == "end" and record["index"] == index for record in notes[launched:])
+    if code != USER_ERROR_CODE and tried < job.brake and (own := os.environ.get("SLURM_JOB_ID")):
+        _patiently(lambda: call("scontrol", "requeue", own))
+    return code
+
+
+def _is_blocked(job: Job) -> bool:
+    """Say which launch that must be done before is not, if one is not."""
+    for directory in job.after:
+        earlier = load_job(Path(directory))
+        if earlier is None or not is_done(earlier):
+            reason = f"{directory} must be done before, and is not; mend it and launch the pipeline again"
+            note(Path(job.directory), "blocked", job=queue.own_job(), reason=reason)
+            print(f"error: {reason}", file=sys.stderr, flush=True)
+            return True
+    return False
+
+
 def is_done(job: Job) -> bool:
-    """Whether the run took its last step and saved it."""
+    """Whether the run took its last step and saved it; of a command, whether every share is done."""
+    if not job.run_file:
+        return len({record["index"] for record in read_notes(Path(job.directory)) if record["event"] == "done"}) >= job.elements
     return find_finished(load_run(Path(job.run_file))) is not None
 
 

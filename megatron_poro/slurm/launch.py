@@ -35,8 +35,11 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepare(request: Request) -> Prepared:
-    """Check everything that can be checked here, and render. Touches no file. Raises PoroErrors with the way out."""
+def prepare(request: Request, *, after: tuple[str, ...] | None = None) -> Prepared:
+    """Check everything that can be checked here, and render. Touches no file. Raises PoroErrors with the way out.
+
+    As a step of a pipeline it comes after the launches in the directories `after`, which may have to make its data first.
+    """
     profile = load_profile(request.cluster)
     if request.image:
         profile = replace(profile, container=replace(profile.container, image=str(Path(request.image).resolve())))
@@ -44,7 +47,8 @@ def prepare(request: Request) -> Prepared:
     directory = Path(config.run_directory)
     size = plan_size(request, profile, config)
     layout = layout_of(config, size.nodes * size.tasks_per_node)
-    check_before_launch(config, layout)
+    if after is None:
+        check_before_launch(config, layout)
     refuse_known_bad(profile, os.environ)
     folder = folder_of(directory)
     job = Job(
@@ -61,6 +65,7 @@ def prepare(request: Request) -> Prepared:
         brake=request.brake,
         time=time.time(),
         script=str(folder / "job.sh"),
+        after=after or (),
     )
     options, srun_options = sbatch_options(request, profile, size), srun_options_of(profile, size)
     text = render(
@@ -86,11 +91,10 @@ def submit(prepared: Prepared) -> Job:
     if done := find_finished(prepared.config):
         raise LaunchError(f"{job.directory} is done; its last checkpoint is {done}")
     make_run_directory(prepared.config)
-    (job.folder / "logs").mkdir(parents=True, exist_ok=True)
+    keep_script(job, prepared.text)
     save_run(prepared.config, Path(job.run_file))
     if prepared.image:
         _note_image(job.folder / "container.json", Path(prepared.image))
-    _write_script(Path(job.script), prepared.text)
     save_job(job)  # an element that starts at once finds it
     if job.mode == "local":
         note(Path(job.directory), "launch", ids=[])
@@ -124,7 +128,10 @@ def run_here(job: Job) -> int:
     return code
 
 
-def _write_script(path: Path, text: str) -> None:
+def keep_script(job: Job, text: str) -> None:
+    """Write the job's script, and make the folder of its logs."""
+    (job.folder / "logs").mkdir(parents=True, exist_ok=True)
+    path = Path(job.script)
     partial = path.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
     partial.chmod(0o755)

@@ -18,7 +18,10 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """What was launched. `ids` are Slurm's: one of an array or a requeued job, several of a chain."""
+    """What was launched: a run, or the steps of a pipeline that are other commands (`run_file` is empty then).
+
+    `ids` are Slurm's: one of an array or a requeued job, several of a chain. `after` are directories of launches that must be done.
+    """
 
     name: str
     directory: str
@@ -33,6 +36,7 @@ class Job:
     brake: int
     time: float
     script: str
+    after: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -58,7 +62,7 @@ def load_job(directory: Path) -> Job | None:
     path = folder_of(directory) / "job.json"
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-        return Job(**{**plain, "ids": tuple(plain["ids"])})
+        return Job(**{**plain, "ids": tuple(plain["ids"]), "after": tuple(plain["after"])})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:

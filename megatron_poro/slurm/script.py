@@ -29,27 +29,66 @@ class Plan:
     tasks_per_node: int
 
 
+@dataclass(frozen=True)
+class CommandPlan:
+    """What the script of a step that is a command is rendered from: `words` of `poro`, run in `working_directory`."""
+
+    profile: Profile
+    directory: str
+    working_directory: str
+    python: str
+    options: tuple[tuple[str, str], ...]
+    words: tuple[str, ...]
+    shares: int
+
+
 def render(plan: Plan) -> str:
     """The whole script."""
     parts = (_head(plan), _names(plan), _environment(plan), _begin(plan), _check(plan), _train(plan), _end())
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
-def _head(plan: Plan) -> str:
+def render_command(plan: CommandPlan) -> str:
+    """The script of a step that is a command."""
+    words = " ".join(_share_words(word, plan.shares) for word in plan.words)
+    command = f"""
+# What comes before must be done, and this share must not be.
+index=${{SLURM_ARRAY_TASK_ID:-0}}
+poro element ready "$folder" "$index"; code=$?
+[ "$code" = {NOTHING_TO_DO} ] && exit 0
+[ "$code" = 0 ] || exit "$code"
+cd {shlex.quote(plan.working_directory)} || exit 2
+srun --ntasks=1 {_inside(plan)} {words}
+poro element finish "$folder" "$index" "$?"
+"""
+    parts = (_head(plan), _names(plan), _environment(plan), command)
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def _share_words(word: str, count: int) -> str:
+    """A word for bash, `{index}` and `{count}` filled in, everything else quoted."""
+    parts = re.split(r"\{(index|count)\}", word)
+    filled = {"index": '"$index"', "count": str(count)}
+    return "".join(filled[part] if n % 2 else shlex.quote(part) for n, part in enumerate(parts) if part) or "''"
+
+
+def _head(plan: Plan | CommandPlan) -> str:
     width = max((len(option) for option, _ in plan.options), default=0)
     lines = [
         "#!/usr/bin/env bash",
-        "# One element of a run, written by `poro launch`. Each goes on from the newest checkpoint that verifies.",
+        "# One element of a run, written by `poro launch`. Each goes on from the newest checkpoint that verifies."
+        if isinstance(plan, Plan)
+        else "# A step of a pipeline, written by `poro launch`.",
     ]
     if plan.profile.scheduler == "slurm":
         lines += [f"#SBATCH {_one_line(option):<{width}}  # {_one_line(why)}" for option, why in plan.options]
     return "\n".join([*lines, "set -uo pipefail"])
 
 
-def _names(plan: Plan) -> str:
+def _names(plan: Plan | CommandPlan) -> str:
+    run_file = f"\nrun_file={shlex.quote(plan.run_file)}" if isinstance(plan, Plan) else ""
     return f"""
-folder={shlex.quote(plan.directory + "/slurm")}        # what belongs to the launch: this script, logs, notes
-run_file={shlex.quote(plan.run_file)}
+folder={shlex.quote(plan.directory + "/slurm")}        # what belongs to the launch: this script, logs, notes{run_file}
 poro() {{ {shlex.quote(plan.python)} -m megatron_poro "$@"; }}   # outside of a container: it calls Slurm's commands
 if [ ! -f "$folder/job.json" ]; then
   echo "error: $folder/job.json is gone; was the run directory moved? Launch it again from where it is" >&2
@@ -58,7 +97,7 @@ fi
 """
 
 
-def _environment(plan: Plan) -> str:
+def _environment(plan: Plan | CommandPlan) -> str:
     lines = [f"module load {shlex.quote(module)}" for module in plan.profile.modules]
     if plan.profile.scheduler == "slurm":
         lines.append("export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}   # srun no longer takes it from the job (since 22.05)")
@@ -132,7 +171,7 @@ exit $?
 """
 
 
-def _inside(plan: Plan) -> str:
+def _inside(plan: Plan | CommandPlan) -> str:
     """The words that run `poro` as a rank: in the container when there is one."""
     container = plan.profile.container
     if not container.image:
@@ -150,7 +189,7 @@ def _expand(value: str) -> str:
     return "".join(f'"${{{part}:-}}"' if n % 2 else shlex.quote(part) for n, part in enumerate(parts) if part)
 
 
-def _container_words(container: Container, plan: Plan) -> str:
+def _container_words(container: Container, plan: Plan | CommandPlan) -> str:
     binds = ",".join([*container.binds, plan.directory])
     words = [container.runtime, "exec", *container.arguments, "--bind", binds, container.image]
     return " ".join(shlex.quote(word) for word in words)

@@ -115,6 +115,48 @@ def refuse_known_bad(profile: Profile, environment: Mapping[str, str]) -> None:
             raise LaunchError(f"{bad.name}={value} in the environment: {bad.why}; {bad.instead} ({bad.source})")
 
 
+def plan_command(
+    request: Request, profile: Profile, *, cpus: int, memory: str, devices: int
+) -> tuple[Size, tuple[tuple[str, str], ...]]:
+    """Size and sbatch options of a step that is a command, one process for each share. Raises LaunchError that names the option."""
+    partition = request.partition or profile.partition
+    known = profile.find_partition(partition)
+    minutes = request.minutes or (known.max_minutes if known else 0)
+    if not minutes:
+        raise LaunchError(f"{request.name}: time: the profile knows no limit of partition {partition or '(default)'}")
+    if known and known.max_minutes and minutes > known.max_minutes:
+        raise LaunchError(f"{request.name}: time: {minutes} minutes, but partition {partition} allows {known.max_minutes}")
+    name, shares = UNSAFE.sub("_", request.name)[:60], request.elements or 1
+    size = Size(name, 1, 1, shares, minutes, 0, _name_for_slurm("partition", partition), _account(request, profile))
+    options = [
+        (f"--job-name={name}", "what squeue shows"),
+        ("--ntasks=1", "one process"),
+        (f"--cpus-per-task={cpus}", "its cores"),
+        (f"--mem={_name_for_slurm('memory', memory)}", "its memory"),
+        (f"--time={_slurm_time(minutes)}", "of an element"),
+        ("--open-mode=append", "an element that is queued again keeps its log"),
+        ("--requeue", "Slurm queues an element again whose node failed"),
+    ]
+    if shares > 1:
+        options.append((f"--array=0-{shares - 1}", "shares of the work, side by side"))
+    if devices:
+        options.append((f"--gpus={devices}", "its accelerators"))
+    if size.partition:
+        options.append((f"--partition={size.partition}", (known.why if known else "") or "as given"))
+    if size.account:
+        options.append((f"--account={size.account}", "who pays"))
+    return size, tuple(options)
+
+
+def parse_minutes(text: str) -> int:
+    """Minutes of [D-]HH:MM:SS, rounded up. Raises LaunchError for anything else."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    if not match:
+        raise LaunchError(f"time: {text!r} is not [D-]HH:MM:SS")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return days * 1440 + hours * 60 + minutes + (seconds > 0)
+
+
 def _account(request: Request, profile: Profile) -> str:
     account = request.account or os.environ.get("SBATCH_ACCOUNT", "") or profile.account
     if profile.needs_account and not account:
