@@ -16,7 +16,7 @@ from megatron_poro.engine.paths import is_complete, list_checkpoints, step_of
 from megatron_poro.errors import STOPPED_CODE, USER_ERROR_CODE, LaunchError
 from megatron_poro.slurm import queue
 from megatron_poro.slurm.commands import SlurmError, call, expand_nodes, is_gone, node_states, show_job
-from megatron_poro.slurm.history import Attempt, attempts, excluded, first_failure, hold_reason, num_fruitless, suspects
+from megatron_poro.slurm.history import Attempt, attempts, excluded, hold_reason, last_failure, num_fruitless, suspects
 from megatron_poro.slurm.nodes import judge, read_measurements
 from megatron_poro.slurm.records import Job, Record, load_job, note, read_lines, read_notes
 from megatron_poro.slurm.script import NOTHING_TO_DO
@@ -71,6 +71,7 @@ def begin(folder: Path) -> int:
         step=step,
         nodes=nodes,
         devices=job.nodes * job.tasks_per_node,
+        num_events=len(read_lines(directory / "events.jsonl")),
     )
     _keep_surroundings(folder)
     print(f"element {queue.own_job() or 'here'} on {', '.join(nodes) or 'this machine'}: goes on from step {step}", flush=True)
@@ -129,7 +130,7 @@ def ready(folder: Path, index: int) -> int:
         return NOTHING_TO_DO
     if _is_blocked(job):
         return USER_ERROR_CODE
-    note(directory, "begin", job=queue.own_job(), index=index, restart=0, step=0, nodes=_own_nodes(), devices=0)
+    note(directory, "begin", job=queue.own_job(), index=index, restart=0, nodes=_own_nodes())
     _keep_surroundings(folder)
     return 0
 
@@ -181,8 +182,8 @@ def _hold(job: Job, notes: list[Record]) -> int:
     directory = Path(job.directory)
     tried = [attempt for attempt in attempts(notes, newest_step(directory)) if attempt.counts]
     count = num_fruitless(notes, newest_step(directory))
-    since = tried[-min(len(tried), max(count, 1))].begin if tried else 0.0
-    cause = first_failure(read_lines(directory / "events.jsonl"), since) or _last_code(tried)
+    first = tried[-min(len(tried), max(count, 1))].num_events if tried else 0
+    cause = last_failure(read_lines(directory / "events.jsonl"), first) or _last_code(tried)
     reason = (
         f"{count} elements in a row without a new checkpoint (it stands at step {newest_step(directory)}); the last failed: {cause}"
     )
@@ -217,9 +218,8 @@ def _blame(job: Job, notes: list[Record]) -> None:
     if not tried:
         return
     last, left_out = tried[-1], excluded(notes)
-    blamed = {
-        host: reason for host, reason in suspects(read_lines(directory / "events.jsonl"), last.begin).items() if host in last.nodes
-    }
+    events = read_lines(directory / "events.jsonl")
+    blamed = {host: reason for host, reason in suspects(events, last.num_events).items() if host in last.nodes}
     if last.end is None and job.ids:
         states = _patiently(lambda: node_states("")) or {}
         blamed |= {

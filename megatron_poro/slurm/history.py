@@ -15,6 +15,7 @@ MOST_BEHIND = 9
 class Attempt:
     """One element's time on its nodes. `step_after` is the newest checkpoint's when the next began, or when it ended.
 
+    `num_events` is how many events the run had when it began: clocks of nodes may differ, the order of lines does not.
     `end` and `code` are None for one that could not say so: killed with its node, or still running.
     """
 
@@ -27,6 +28,7 @@ class Attempt:
     step_after: int
     nodes: tuple[str, ...]
     devices: int
+    num_events: int
     counts: bool
 
     @property
@@ -55,6 +57,7 @@ def attempts(notes: Sequence[Record], newest_step: int) -> list[Attempt]:
                 step_after=after,
                 nodes=tuple(begin["nodes"]),
                 devices=begin["devices"],
+                num_events=begin["num_events"],
                 counts=not (end and end["event"] == "requeue"),
             )
         )
@@ -93,18 +96,18 @@ def hold_reason(notes: Sequence[Record]) -> str:
     return ""
 
 
-def suspects(events: Sequence[Record], since: float) -> dict[str, str]:
-    """Hosts that the run's events since then blame, with the reason.
+def suspects(events: Sequence[Record], first: int) -> dict[str, str]:
+    """Hosts that the run's events from number `first` on blame, with the reason.
 
     The ranks behind in a hang and those whose weights differ speak against their host at once; an end by a signal only when the
     failure before that was the same host's, for a process is killed for many reasons that are not its node's.
     """
     found, before = {}, ("", "")
-    for event in events:
+    for n, event in enumerate(events):
         if event["event"] not in ("failed", "hang"):
             continue
         kind, hosts = _blamed(event)
-        if event["time"] >= since and (kind in ("hang", "weights") or (kind == "signal" and before == (kind, hosts[0]))):
+        if n >= first and (kind in ("hang", "weights") or (kind == "signal" and before == (kind, hosts[0]))):
             found.update(dict.fromkeys(hosts, _told(event)))
         before = (kind, hosts[0]) if hosts else before
     return found
@@ -123,7 +126,7 @@ def _told(event: Record) -> str:
     return f"rank {event['rank']} on {event['host']}, exit code {event['code']}: {event['message']}"
 
 
-def first_failure(events: Sequence[Record], since: float) -> str:
-    """What the last start since then failed of, in words; empty when none did."""
-    failed = [event for event in events if event["event"] in ("failed", "hang") and event["time"] >= since]
+def last_failure(events: Sequence[Record], first: int = 0) -> str:
+    """What a start failed of last, in words, going by the events from number `first` on; empty when none did."""
+    failed = [event for event in events[first:] if event["event"] in ("failed", "hang")]
     return _told(failed[-1]) if failed else ""

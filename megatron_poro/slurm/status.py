@@ -11,7 +11,7 @@ from megatron_poro.engine.paths import list_checkpoints, step_of
 from megatron_poro.observe import Record, read_metrics
 from megatron_poro.slurm.commands import QueuedJob, SlurmError, has_slurm, queued
 from megatron_poro.slurm.element import newest_step
-from megatron_poro.slurm.history import Attempt, attempts, excluded, first_failure, hold_reason
+from megatron_poro.slurm.history import Attempt, attempts, excluded, hold_reason, last_failure
 from megatron_poro.slurm.records import Job, load_job, read_lines, read_notes
 from megatron_poro.training.start import find_finished
 
@@ -82,7 +82,7 @@ def read_status(directory: Path) -> Status:
         saved_step=step_of(saved[0]) if saved else 0,
         saved_ago=now - (saved[0] / "files.json").stat().st_mtime if saved and (saved[0] / "files.json").exists() else None,
         restarts=max(len(tried) - 1, 0),
-        last_failure=first_failure(read_lines(directory / "events.jsonl"), 0.0),
+        last_failure=last_failure(read_lines(directory / "events.jsonl")),
         held=hold_reason(notes),
         excluded=excluded(notes),
         device_hours_used=_device_hours(tried, records, is_running=running is not None, now=now),

@@ -215,7 +215,9 @@ class Supervisor(Watch):
                 start, is_final, written = (content.pop(key) for key in ("start", "final", "written"))
                 if start == self._start.name and (self._start.is_unique or written > self._start.time):
                     report = RankReport(**content)
-                    old = time.time() - written > 3 * PUBLISH_SECONDS * self._interval and report.state == RUNNING
+                    # A final report was written for this hang, whatever the clock of its node says.
+                    late = not is_final and time.time() - written > 3 * PUBLISH_SECONDS * self._interval
+                    old = late and report.state == RUNNING
                     found.append((is_final, RankReport(**{**content, "state": NO_ANSWER}) if old else report))
         return found
 

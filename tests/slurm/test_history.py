@@ -4,13 +4,22 @@ from typing import Any
 
 import pytest
 
-from megatron_poro.slurm.history import attempts, excluded, first_failure, hold_reason, num_fruitless, suspects
+from megatron_poro.slurm.history import attempts, excluded, hold_reason, last_failure, num_fruitless, suspects
 
 LAUNCH = {"event": "launch", "time": 0.0, "ids": ["7"]}
 
 
 def begin(number: int, step: int, *, time: float = 0.0) -> dict[str, Any]:
-    return {"event": "begin", "job": f"7_{number}", "restart": 0, "time": time, "step": step, "nodes": ["a", "b"], "devices": 8}
+    return {
+        "event": "begin",
+        "job": f"7_{number}",
+        "restart": 0,
+        "time": time,
+        "step": step,
+        "nodes": ["a", "b"],
+        "devices": 8,
+        "num_events": 0,
+    }
 
 
 def end(number: int, step: int, *, code: int = 1, time: float = 0.0) -> dict[str, Any]:
@@ -63,14 +72,14 @@ def failed(host: str, kind: str, *, time: float) -> dict[str, Any]:
 def test_a_host_is_blamed_for_a_hang_at_once_and_for_a_kill_the_second_time() -> None:
     kill, again = failed("b", "signal", time=2.0), failed("b", "signal", time=3.0)
     hang = {"event": "hang", "behind": [2], "hosts": ["a"], "reason": "they do not run", "time": 1.0}
-    assert suspects([failed("z", "hang", time=1.0), hang, kill], 0.0) == {"a": "ranks 2 hung: they do not run"}
-    assert suspects([{**hang, "behind": list(range(64))}], 0.0) == {}
-    assert suspects([kill, again], 2.5) == {"b": "rank 3 on b, exit code 137: signal"}
-    assert suspects([failed("c", "signal", time=1.0), again], 2.5) == {}
-    assert suspects([hang], 1.5) == {}
-    assert suspects([failed("a", "bug", time=1.0), failed("a", "bug", time=2.0)], 0.0) == {}
+    assert suspects([failed("z", "hang", time=1.0), hang, kill], 0) == {"a": "ranks 2 hung: they do not run"}
+    assert suspects([{**hang, "behind": list(range(64))}], 0) == {}
+    assert suspects([kill, again], 1) == {"b": "rank 3 on b, exit code 137: signal"}
+    assert suspects([failed("c", "signal", time=1.0), again], 1) == {}
+    assert suspects([hang], 1) == {}
+    assert suspects([failed("a", "bug", time=1.0), failed("a", "bug", time=2.0)], 0) == {}
 
 
 def test_the_last_failure_is_told_with_rank_host_and_code() -> None:
-    assert first_failure([failed("a", "hang", time=1.0)], 0.5) == "rank 3 on a, exit code 137: hang"
-    assert not first_failure([failed("a", "hang", time=1.0)], 2.0)
+    assert last_failure([failed("a", "hang", time=1.0)]) == "rank 3 on a, exit code 137: hang"
+    assert not last_failure([failed("a", "hang", time=1.0)], 1)
