@@ -26,7 +26,7 @@ KEPT_VARIABLES = re.compile(
     r"SLURM|NCCL|RCCL|GLOO|FI_|HSA_|ROCR_|HIP_|CUDA_|MIOPEN_|OMP_|KMP_|MKL_|TORCH|PORO_|PYTHON|LD_|PATH$|HF_HOME|HF_HUB_OFFLINE|WANDB_(MODE|DIR|PROJECT|ENTITY)"
     r"|MASTER_|LANG|LC_|HOSTNAME|USER$|VIRTUAL_ENV|SINGULARITY|APPTAINER|MPICH|UCX|LOADEDMODULES|TMPDIR|TZ"
 )
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CRED|AUTH|COOKIE", re.IGNORECASE)
+SECRET = re.compile(r"KEY|TOKEN|JWT|SECRET|PASS|CRED|AUTH|COOKIE", re.IGNORECASE)
 
 
 Result = TypeVar("Result")
@@ -245,9 +245,8 @@ def _queue_again(job: Job, bad: list[str]) -> bool:
     allowed = _patiently(lambda: queue.affordable(job, left_out)) or []
     if not own or not all(node in allowed for node in bad):
         return False
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # requeueing ends this job, after a grace; until then it can be told where not to start
+    # Requeueing ends this job after a grace; until then it can still be told where not to start again.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if not _patiently(lambda: _requeue_without(job, own, allowed)):
         return False
     note(Path(job.directory), "requeue", job=queue.own_job(), nodes=bad)
