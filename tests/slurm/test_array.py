@@ -1,5 +1,6 @@
 """Runs as arrays on two nodes of a real Slurm, with everything that ends elements on a cluster."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -96,14 +97,13 @@ def ranks(run: Path) -> dict[int, int]:
 
 
 def fill(folder: Path) -> Path:
-    """A file that takes all the space there is."""
+    """A file that leaves a megabyte: too little for any checkpoint, enough for what the run has to say about that."""
     filler = folder / "filler"
     with open(filler, "wb", buffering=0) as file:
-        try:
+        with contextlib.suppress(OSError):
             while True:
                 file.write(bytes(1 << 20))
-        except OSError:
-            pass
+        file.truncate(max(file.tell() - (1 << 20), 0))
     return filler
 
 
