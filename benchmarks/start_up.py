@@ -184,9 +184,8 @@ def wait_for_step(run: Path) -> float:
     """When the first step was noted."""
     from megatron_poro.observe import read_metrics
 
-    path = run / "metrics.jsonl"
     while True:
-        records = read_metrics(path) if path.exists() else []
+        records = read_metrics(run / "metrics.jsonl")
         if steps := [record for record in records if record["event"] == "step"]:
             return float(steps[0]["time"])
         time.sleep(0.1)

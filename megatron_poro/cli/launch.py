@@ -122,6 +122,8 @@ def _launch(args: argparse.Namespace) -> int:
     if args.pipeline:
         from megatron_poro.slurm.pipeline import launch_pipeline
 
+        if args.overrides or args.cluster:
+            raise LaunchError("--pipeline: the recipe says where and with which values; change it there")
         print("\n".join(launch_pipeline(args.run_file, dry_run=args.dry_run)))
         return 0
     if args.cluster is None:

@@ -3,7 +3,7 @@
 Neither megatron-core nor a GPU is needed: `to_megatron`, `to_hf` and `verify` take directories.
 """
 
-from megatron_poro.conversion.checksums import check_checksums, check_files, hash_files, read_checksums, write_checksums
+from megatron_poro.conversion.checksums import check_files, find_change, hash_files, is_as_written, read_checksums, write_checksums
 from megatron_poro.conversion.convert import Like, MegatronLM, to_hf, to_megatron
 from megatron_poro.conversion.hf_config import to_huggingface
 from megatron_poro.conversion.megatron import open_megatron, read_model_file, write_model_file
@@ -15,11 +15,12 @@ __all__ = [
     "Effort",
     "Like",
     "MegatronLM",
-    "check_checksums",
     "check_files",
     "check_metadata_is_safe",
     "differing_keys",
+    "find_change",
     "hash_files",
+    "is_as_written",
     "open_megatron",
     "read_checkpoint_index",
     "read_checksums",

@@ -25,10 +25,9 @@ def write_checksums(directory: Path, hashes: Mapping[str, Any]) -> None:
     write_json(directory / CHECKSUMS, _content(hashes))
 
 
-def check_checksums(directory: Path) -> None:
-    """Raise ConversionError unless `files.json` is what `write_checksums` would write: nothing lists its own checksum."""
-    if (directory / CHECKSUMS).read_text(encoding="utf-8") != to_json(_content(read_checksums(directory))):
-        raise ConversionError(f"{directory / CHECKSUMS} is damaged; copy it again")
+def is_as_written(directory: Path) -> bool:
+    """Whether `files.json` is what `write_checksums` would write: nothing lists its own checksum."""
+    return (directory / CHECKSUMS).read_text(encoding="utf-8") == to_json(_content(read_checksums(directory)))
 
 
 def _content(hashes: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,13 +53,20 @@ def check_small_files(directory: Path) -> None:
 
 def check_files(directory: Path, names: Iterable[str] | None = None) -> None:
     """Read the named files (None: all listed ones) and compare. Raises ConversionError naming the first that is not as it was."""
+    if problem := find_change(directory, sorted(read_checksums(directory)) if names is None else names):
+        raise ConversionError(f"{problem}; move the folder away or copy it again")
+
+
+def find_change(directory: Path, names: Iterable[str]) -> str:
+    """The first of the named files that is not as `files.json` says, and how; empty when all are."""
     listed = read_checksums(directory)
-    for name in sorted(listed) if names is None else names:
+    for name in names:
         path, expected = directory / name, listed[name]
         if not path.is_file():
-            raise ConversionError(f"{path} is missing, though {CHECKSUMS} lists it; move the folder away or copy it again")
+            return f"{path} is missing, though {CHECKSUMS} lists it"
         if path.stat().st_size != expected.get("bytes") or _sha256(path) != expected.get("sha256"):
-            raise ConversionError(f"{path} is damaged: it is not what {CHECKSUMS} says; move the folder away or copy it again")
+            return f"{path} is damaged: it is not what {CHECKSUMS} says"
+    return ""
 
 
 def _sha256(path: Path) -> str:

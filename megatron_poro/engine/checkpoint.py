@@ -16,9 +16,10 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_poro.config import RANDOM, ModelConfig
 from megatron_poro.conversion import (
-    check_checksums,
     check_files,
     differing_keys,
+    find_change,
+    is_as_written,
     read_checkpoint_index,
     read_checksums,
     read_model_file,
@@ -42,21 +43,26 @@ def find_damage(checkpoint: Path) -> str:
     The ranks share the reading and all get the same answer; every rank must call it.
     """
     try:
-        listed = read_checksums(checkpoint)
-        check_checksums(checkpoint)
-        if missing := sorted(FILES - listed.keys()):
-            raise ConversionError(f"{checkpoint / 'files.json'} lists no {missing[0]}")
-        if dist.get_rank() == 0:
-            read_state(checkpoint)
-        check_files(checkpoint, sorted(listed)[dist.get_rank() :: dist.get_world_size()])
-        problem = ""
+        problem = _find_own_damage(checkpoint)
     except OSError as error:
         problem = f"{error.filename}: {error.strerror}"
     except (CheckpointError, ConversionError) as error:
-        problem = str(error).partition("; move the folder away")[0].partition("; copy it again")[0]
+        problem = str(error)
     problems: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(problems, problem)
     return next((problem for problem in problems if problem), "")
+
+
+def _find_own_damage(checkpoint: Path) -> str:
+    """What is wrong with this rank's share of the files, and with what lists them."""
+    listed = read_checksums(checkpoint)
+    if not is_as_written(checkpoint):
+        return f"{checkpoint / 'files.json'} is damaged"
+    if missing := sorted(FILES - listed.keys()):
+        return f"{checkpoint / 'files.json'} lists no {missing[0]}"
+    if dist.get_rank() == 0:
+        read_state(checkpoint)
+    return find_change(checkpoint, sorted(listed)[dist.get_rank() :: dist.get_world_size()])
 
 
 def load_training(

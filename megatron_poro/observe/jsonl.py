@@ -63,12 +63,21 @@ class JsonLinesSink:
 def read_metrics(path: Path) -> list[Record]:
     """The records that count, in order: torn lines and steps that were repeated after a restart are left out."""
     records: list[Record] = []
-    for line in path.read_bytes().splitlines():
+    for record in read_records(path):
+        if record["event"] == "start":
+            records = [earlier for earlier in records if earlier["step"] <= record["step"]]
+        records.append(record)
+    return records
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a file, in order, without lines that a kill tore; none when there is no such file."""
+    records = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             record = json.loads(line)
         except ValueError:
             continue
-        if record["event"] == "start":
-            records = [earlier for earlier in records if earlier["step"] <= record["step"]]
-        records.append(record)
+        if isinstance(record, dict) and "event" in record:
+            records.append(record)
     return records

@@ -36,5 +36,7 @@ def cancel(directory: Path) -> str:
 def _launched(directory: Path) -> Job:
     job = load_job(directory)
     if job is None:
-        raise LaunchError(f"{directory}: nothing was launched from here")
+        raise LaunchError(
+            f"{directory}: nothing was launched from here; `touch {directory / STOP}` stops a run that `poro train` started"
+        )
     return job

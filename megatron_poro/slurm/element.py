@@ -8,17 +8,19 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from megatron_poro.config import load_run
 from megatron_poro.engine.paths import is_complete, list_checkpoints, step_of
 from megatron_poro.errors import STOPPED_CODE, USER_ERROR_CODE, LaunchError
+from megatron_poro.observe import Record, read_records
 from megatron_poro.slurm import queue
 from megatron_poro.slurm.commands import SlurmError, call, expand_nodes, is_gone, node_states, show_job
 from megatron_poro.slurm.history import Attempt, attempts, excluded, hold_reason, last_failure, num_fruitless, suspects
 from megatron_poro.slurm.nodes import judge, read_measurements
-from megatron_poro.slurm.records import Job, Record, load_job, note, read_lines, read_notes
+from megatron_poro.slurm.records import Job, load_job, note, read_notes, save_job
 from megatron_poro.slurm.script import NOTHING_TO_DO
 from megatron_poro.training.start import find_finished
 
@@ -46,6 +48,10 @@ def begin(folder: Path) -> int:
     """Decide whether this element trains: 0, or NOTHING_TO_DO after it was said why not."""
     job = open_element(folder)
     directory = Path(job.directory)
+    own = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID", "")
+    if own and not job.ids:  # `poro launch` was ended before it could note what it had submitted
+        job = replace(job, ids=(own,))
+        save_job(job)
     notes = read_notes(directory)
     if hold_reason(notes):
         notes.append(note(directory, "release", job=queue.own_job()))
@@ -71,7 +77,7 @@ def begin(folder: Path) -> int:
         step=step,
         nodes=nodes,
         devices=job.nodes * job.tasks_per_node,
-        num_events=len(read_lines(directory / "events.jsonl")),
+        num_events=len(read_records(directory / "events.jsonl")),
     )
     _keep_surroundings(folder)
     print(f"element {queue.own_job() or 'here'} on {', '.join(nodes) or 'this machine'}: goes on from step {step}", flush=True)
@@ -183,7 +189,7 @@ def _hold(job: Job, notes: list[Record]) -> int:
     tried = [attempt for attempt in attempts(notes, newest_step(directory)) if attempt.counts]
     count = num_fruitless(notes, newest_step(directory))
     first = tried[-min(len(tried), max(count, 1))].num_events if tried else 0
-    cause = last_failure(read_lines(directory / "events.jsonl"), first) or _last_code(tried)
+    cause = last_failure(read_records(directory / "events.jsonl"), first) or _last_code(tried)
     reason = (
         f"{count} elements in a row without a new checkpoint (it stands at step {newest_step(directory)}); the last failed: {cause}"
     )
@@ -218,7 +224,7 @@ def _blame(job: Job, notes: list[Record]) -> None:
     if not tried:
         return
     last, left_out = tried[-1], excluded(notes)
-    events = read_lines(directory / "events.jsonl")
+    events = read_records(directory / "events.jsonl")
     blamed = {host: reason for host, reason in suspects(events, last.num_events).items() if host in last.nodes}
     if last.end is None and job.ids:
         states = _patiently(lambda: node_states("")) or {}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_poro.slurm.records import Record
+from megatron_poro.observe import Record
 
 RESETS = ("launch", "release")
 """Notes from which on attempts are counted anew."""

@@ -40,7 +40,7 @@ from megatron_poro.slurm.launch import keep_script, prepare, submit
 from megatron_poro.slurm.profile import NAMES, load_profile
 from megatron_poro.slurm.records import Job, load_job, note, read_notes, save_job
 from megatron_poro.slurm.script import CommandPlan, render_command
-from megatron_poro.slurm.size import Request, parse_minutes, plan_command
+from megatron_poro.slurm.size import Request, command_options, parse_minutes, plan_command
 from megatron_poro.training.start import find_finished
 
 
@@ -216,8 +216,8 @@ def _command(pipeline: Pipeline, step: Step, path: Path) -> tuple[CommandPlan, J
     """Script and record of a step that is a command."""
     profile = load_profile(pipeline.cluster)
     directory = Path(pipeline.directory) / step.name
-    request = replace(_request(pipeline, step, ()), nodes=1, tasks_per_node=1, elements=step.shares)
-    size, options = plan_command(request, profile, cpus=step.cpus, memory=step.memory, devices=step.devices)
+    size = plan_command(replace(_request(pipeline, step, ()), elements=step.shares), profile)
+    options = command_options(profile, size, cpus=step.cpus, memory=step.memory, devices=step.devices)
     plan = CommandPlan(profile, str(directory), str(path.resolve().parent), sys.executable, options, step.command, step.shares)
     job = Job(
         name=size.name,

@@ -1,10 +1,10 @@
 """What a launch keeps in RUN/slurm: the job it stands for, and a line for everything that its elements do.
 
-`job.json` is written by `poro launch` alone; `elements.jsonl` is appended to by the elements, which run one at a time.
+`job.json` is written by `poro launch`; `elements.jsonl` is appended to by the elements, and by `poro launch`, `stop` and `cancel`.
 """
 
+import contextlib
 import json
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_poro.errors import LaunchError
-
-Record = dict[str, Any]
+from megatron_poro.observe import JsonLinesSink, Record, read_records
 
 
 @dataclass(frozen=True)
@@ -74,39 +73,13 @@ def note(directory: Path, event: str, **values: Any) -> Record:
     record = {"event": event, "time": time.time(), **values}
     path = folder_of(directory) / "elements.jsonl"
     try:
-        with open(path, "ab", buffering=0) as file:
-            file.write(b"\n" * _is_torn(path) + json.dumps(record).encode() + b"\n")
-            os.fsync(file.fileno())
+        with contextlib.closing(JsonLinesSink(path)) as sink:
+            sink.write(record)
     except OSError as error:
         print(f"warning: {path}: {error.strerror}; {json.dumps(record)} is not noted", file=sys.stderr, flush=True)
     return record
 
 
-def _is_torn(path: Path) -> bool:
-    """Whether a kill or a full disk left the last line without its end."""
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - 1, 0))
-        return file.read(1) not in (b"", b"\n")
-
-
 def read_notes(directory: Path) -> list[Record]:
     """The lines of elements.jsonl, oldest first; a torn one is left out."""
-    return read_lines(folder_of(directory) / "elements.jsonl")
-
-
-def read_lines(path: Path) -> list[Record]:
-    """The JSON objects of a file of lines; none when it is not there, without those that were torn by a kill."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "event" in record:
-            records.append(record)
-    return records
+    return read_records(folder_of(directory) / "elements.jsonl")

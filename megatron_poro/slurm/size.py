@@ -62,10 +62,13 @@ def plan_size(request: Request, profile: Profile, config: RunConfig) -> Size:
     """The size, checked. Raises LaunchError that names the option."""
     nodes, tasks = _shape(request, profile, config)
     partition = request.partition or profile.partition
-    minutes = _minutes(request, profile, partition, nodes)
+    minutes = _minutes(request, profile, partition)
+    _check_partition(profile, partition, nodes)
+    if request.brake < 1:
+        raise LaunchError(f"--brake: {request.brake} would hold the run before it began; give at least 1")
     directory = Path(config.run_directory)
     return Size(
-        name=UNSAFE.sub("_", request.name or directory.name)[:60] or "run",
+        name=_plain(request.name or directory.name),
         nodes=nodes,
         tasks_per_node=tasks,
         elements=_elements(request, minutes),
@@ -77,27 +80,35 @@ def plan_size(request: Request, profile: Profile, config: RunConfig) -> Size:
 
 
 def sbatch_options(request: Request, profile: Profile, size: Size) -> tuple[tuple[str, str], ...]:
-    """The options of the job, each with what it is for. None of them carries what a user may word freely."""
+    """The options of a run's job, each with what it is for. None of them carries what a user may word freely."""
     if profile.scheduler == "none":
         return ()
-    partition = profile.find_partition(size.partition)
     options = [
-        (f"--job-name={size.name}", "what squeue shows"),
+        *_common_options(profile, size),
         (f"--nodes={size.nodes}", "ranks on all of them work on one model"),
         (f"--ntasks-per-node={size.tasks_per_node}", f"one rank for each {profile.device}"),
-        (f"--time={_slurm_time(size.minutes)}", "of one element; the run goes on with the next"),
-        ("--open-mode=append", "an element that is queued again keeps its log"),
-        ("--requeue", "Slurm queues an element again whose node failed"),
     ]
     if request.mode == "array":
         options.append((f"--array=0-{size.elements - 1}%1", "one at a time; when the run is done the spare ones are cancelled"))
-    if 0 < size.lead_seconds < size.minutes * 60:
+    if size.lead_seconds:
         options.append((f"--signal=B:USR1@{size.lead_seconds}", "seconds before the limit at which the run saves and hands over"))
+    return (*options, *((option.option, option.why) for option in profile.sbatch if profile.devices_per_node or not option.devices))
+
+
+def _common_options(profile: Profile, size: Size) -> list[tuple[str, str]]:
+    """What every job gets."""
+    partition = profile.find_partition(size.partition)
+    options = [
+        (f"--job-name={size.name}", "what squeue shows"),
+        (f"--time={_slurm_time(size.minutes)}", "of an element"),
+        ("--open-mode=append", "an element that is queued again keeps its log"),
+        ("--requeue", "Slurm queues an element again whose node failed"),
+    ]
     if size.partition:
         options.append((f"--partition={size.partition}", (partition.why if partition else "") or "as given"))
     if size.account:
         options.append((f"--account={size.account}", "who pays"))
-    return (*options, *((option.option, option.why) for option in profile.sbatch if profile.devices_per_node or not option.devices))
+    return options
 
 
 def srun_options_of(profile: Profile, size: Size) -> tuple[tuple[str, str], ...]:
@@ -115,37 +126,34 @@ def refuse_known_bad(profile: Profile, environment: Mapping[str, str]) -> None:
             raise LaunchError(f"{bad.name}={value} in the environment: {bad.why}; {bad.instead} ({bad.source})")
 
 
-def plan_command(
-    request: Request, profile: Profile, *, cpus: int, memory: str, devices: int
-) -> tuple[Size, tuple[tuple[str, str], ...]]:
-    """Size and sbatch options of a step that is a command, one process for each share. Raises LaunchError that names the option."""
+def plan_command(request: Request, profile: Profile) -> Size:
+    """The size of a step that is a command, one process for each share. Raises LaunchError that names the option."""
     partition = request.partition or profile.partition
-    known = profile.find_partition(partition)
-    minutes = request.minutes or (known.max_minutes if known else 0)
-    if not minutes:
-        raise LaunchError(f"{request.name}: time: the profile knows no limit of partition {partition or '(default)'}")
-    if known and known.max_minutes and minutes > known.max_minutes:
-        raise LaunchError(f"{request.name}: time: {minutes} minutes, but partition {partition} allows {known.max_minutes}")
-    name, shares = UNSAFE.sub("_", request.name)[:60], request.elements or 1
-    size = Size(name, 1, 1, shares, minutes, 0, _name_for_slurm("partition", partition), _account(request, profile))
+    return Size(
+        name=_plain(request.name),
+        nodes=1,
+        tasks_per_node=1,
+        elements=request.elements or 1,
+        minutes=_minutes(request, profile, partition),
+        lead_seconds=0,
+        partition=_name_for_slurm("--partition", partition),
+        account=_account(request, profile),
+    )
+
+
+def command_options(profile: Profile, size: Size, *, cpus: int, memory: str, devices: int) -> tuple[tuple[str, str], ...]:
+    """The options of the job of a command, each with what it is for."""
     options = [
-        (f"--job-name={name}", "what squeue shows"),
+        *_common_options(profile, size),
         ("--ntasks=1", "one process"),
         (f"--cpus-per-task={cpus}", "its cores"),
         (f"--mem={_name_for_slurm('memory', memory)}", "its memory"),
-        (f"--time={_slurm_time(minutes)}", "of an element"),
-        ("--open-mode=append", "an element that is queued again keeps its log"),
-        ("--requeue", "Slurm queues an element again whose node failed"),
     ]
-    if shares > 1:
-        options.append((f"--array=0-{shares - 1}", "shares of the work, side by side"))
+    if size.elements > 1:
+        options.append((f"--array=0-{size.elements - 1}", "shares of the work, side by side"))
     if devices:
         options.append((f"--gpus={devices}", "its accelerators"))
-    if size.partition:
-        options.append((f"--partition={size.partition}", (known.why if known else "") or "as given"))
-    if size.account:
-        options.append((f"--account={size.account}", "who pays"))
-    return size, tuple(options)
+    return tuple(options)
 
 
 def parse_minutes(text: str) -> int:
@@ -170,35 +178,49 @@ def _name_for_slurm(option: str, word: str) -> str:
     return word
 
 
+def _plain(name: str) -> str:
+    return UNSAFE.sub("_", name)[:60] or "run"
+
+
 def _shape(request: Request, profile: Profile, config: RunConfig) -> tuple[int, int]:
     """Nodes and ranks of each."""
     parallel = config.parallel
     model = parallel.tensor * parallel.pipeline * parallel.context
-    world = model * parallel.data if parallel.data else 0
-    tasks = request.tasks_per_node or profile.devices_per_node
+    world = model * parallel.data
+    tasks = _given(request.tasks_per_node, profile.devices_per_node, "--tasks-per-node")
     if not tasks:
         tasks = math.ceil((world or model) / (request.nodes or 1))
-    nodes = request.nodes or (math.ceil(world / tasks) if world else int(profile.scheduler == "none"))
+    nodes = _given(request.nodes, math.ceil(world / tasks) or int(profile.scheduler == "none"), "--nodes")
     if not nodes:
         raise LaunchError("--nodes: how many? parallel.data is 0 in the run file, which takes as many as there are")
-    if min(nodes, tasks) < 1:
-        raise LaunchError(f"--nodes {nodes}, --tasks-per-node {tasks}: both must be at least 1")
     return nodes, tasks
 
 
-def _minutes(request: Request, profile: Profile, partition: str, nodes: int) -> int:
+def _given(value: int | None, otherwise: int, option: str) -> int:
+    if value is not None and value < 1:
+        raise LaunchError(f"{option}: {value} is none; give at least 1")
+    return otherwise if value is None else value
+
+
+def _minutes(request: Request, profile: Profile, partition: str) -> int:
+    """The time limit of an element."""
     known = profile.find_partition(partition)
-    minutes = request.minutes or (known.max_minutes if known else 0)
-    if profile.scheduler == "none":
-        return minutes
-    if not minutes:
+    longest = known.max_minutes if known else 0
+    minutes = _given(request.minutes, longest, "--time")
+    if not minutes and profile.scheduler != "none":
         raise LaunchError(
             f"--time: how long may an element run? The profile knows no limit of partition {partition or '(default)'}"
         )
-    if known and known.max_minutes and minutes > known.max_minutes:
+    if longest and minutes > longest:
         raise LaunchError(
-            f"--time: {minutes} minutes, but partition {partition} allows {known.max_minutes}; --elements makes the run longer"
+            f"--time: {minutes} minutes, but partition {partition} allows {longest}; more elements make the work longer"
         )
+    return minutes
+
+
+def _check_partition(profile: Profile, partition: str, nodes: int) -> None:
+    """Raise LaunchError when a run does not fit the partition."""
+    known = profile.find_partition(partition)
     if known and known.max_nodes and nodes > known.max_nodes:
         raise LaunchError(f"--nodes: {nodes} are more than the {known.max_nodes} of partition {partition}; take another partition")
     if known and profile.devices_per_node and not known.devices:
@@ -206,27 +228,25 @@ def _minutes(request: Request, profile: Profile, partition: str, nodes: int) -> 
             f"--partition: {partition} has no {profile.device}s; take one of "
             f"{', '.join(each.name for each in profile.partitions if each.devices)}"
         )
-    return minutes
 
 
 def _elements(request: Request, minutes: int) -> int:
-    if request.elements is not None:
-        if request.elements < 1:
-            raise LaunchError(f"--elements: {request.elements} is none; give at least 1")
-        return request.elements
-    if request.days is not None:
-        if not minutes:
-            raise LaunchError("--days needs --time: how long is an element?")
-        return math.ceil(request.days * 1440 / minutes) + SPARE_ELEMENTS
-    raise LaunchError("--elements or --days: how long will the run take? What is left over when it is done cancels itself")
+    if request.days is None:
+        if request.elements is None:
+            raise LaunchError("--elements or --days: how long will the run take? What is left over when it is done cancels itself")
+        return _given(request.elements, 0, "--elements")
+    if not (minutes and request.days > 0):
+        raise LaunchError(f"--days: {request.days:g} days in elements of {minutes} minutes are none; give days above 0, and --time")
+    return math.ceil(request.days * 1440 / minutes) + SPARE_ELEMENTS
 
 
 def _lead_seconds(request: Request, profile: Profile, directory: Path, *, limit_seconds: int) -> int:
     """How long before the limit the signal is due: time for the step that runs, and for a save as slow as any so far."""
     if request.lead_minutes is not None:
+        if not 0 < request.lead_minutes * 60 < limit_seconds:
+            raise LaunchError(f"--lead: {request.lead_minutes:g} minutes are not within the {limit_seconds / 60:g} of an element")
         return round(request.lead_minutes * 60)
-    path = directory / "metrics.jsonl"
-    records = read_metrics(path) if path.exists() else []
+    records = read_metrics(directory / "metrics.jsonl")
     saves = [record["seconds"] for record in records if record["event"] == "checkpoint" and "seconds" in record]
     steps = [record["seconds"] for record in records if record["event"] == "step"]
     lead = round(profile.signal_lead_minutes * 60)

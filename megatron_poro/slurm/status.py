@@ -8,11 +8,12 @@ from pathlib import Path
 from megatron_poro.config import RunConfig, load_run
 from megatron_poro.config.duration import duration_of
 from megatron_poro.engine.paths import list_checkpoints, step_of
-from megatron_poro.observe import Record, read_metrics
+from megatron_poro.errors import LaunchError
+from megatron_poro.observe import Record, read_metrics, read_records
 from megatron_poro.slurm.commands import QueuedJob, SlurmError, has_slurm, queued
 from megatron_poro.slurm.element import newest_step
 from megatron_poro.slurm.history import Attempt, attempts, excluded, hold_reason, last_failure
-from megatron_poro.slurm.records import Job, load_job, read_lines, read_notes
+from megatron_poro.slurm.records import Job, load_job, read_notes
 from megatron_poro.training.start import find_finished
 
 RECENT_STEPS = 50
@@ -53,9 +54,12 @@ class Status:
 def read_status(directory: Path) -> Status:
     """The status of a run directory. Raises PoroErrors when it is none."""
     job, now = load_job(directory), time.time()
-    config = load_run(directory / "slurm" / "run.toml" if job else directory / "config.toml")
+    file = directory / "slurm" / "run.toml" if job else directory / "config.toml"
+    if not file.exists():
+        raise LaunchError(f"{directory}: neither launched nor trained; give a run directory, a run file or a recipe")
+    config = load_run(file)
     notes = read_notes(directory)
-    records = read_metrics(directory / "metrics.jsonl") if (directory / "metrics.jsonl").exists() else []
+    records = read_metrics(directory / "metrics.jsonl")
     jobs, queue = _ask_queue(job)
     tried = attempts(notes, newest_step(directory))
     steps = [record for record in records if record["event"] == "step"]
@@ -82,7 +86,7 @@ def read_status(directory: Path) -> Status:
         saved_step=step_of(saved[0]) if saved else 0,
         saved_ago=now - (saved[0] / "files.json").stat().st_mtime if saved and (saved[0] / "files.json").exists() else None,
         restarts=max(len(tried) - 1, 0),
-        last_failure=last_failure(read_lines(directory / "events.jsonl")),
+        last_failure=last_failure(read_records(directory / "events.jsonl")),
         held=hold_reason(notes),
         excluded=excluded(notes),
         device_hours_used=_device_hours(tried, records, is_running=running is not None, now=now),

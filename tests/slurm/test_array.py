@@ -60,8 +60,7 @@ def wait_until(holds: Callable[[], Any], what: str, *, seconds: float = 180.0) -
 
 
 def step_now(run: Path) -> int:
-    path = run / "metrics.jsonl"
-    steps = [record["step"] for record in read_metrics(path) if record["event"] == "step"] if path.exists() else []
+    steps = [record["step"] for record in read_metrics(run / "metrics.jsonl") if record["event"] == "step"]
     return max(steps, default=0)
 
 

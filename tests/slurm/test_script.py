@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from megatron_poro.config import save_run
 from megatron_poro.engine.paths import list_checkpoints, step_of
 from megatron_poro.errors import LaunchError
-from megatron_poro.slurm.launch import _note_image, explain, prepare
+from megatron_poro.slurm.launch import _note_image, explain, keep_script, prepare
 from megatron_poro.slurm.profile import NAMES, Variable, load_profile
+from megatron_poro.slurm.records import load_job, read_notes, save_job
 from megatron_poro.slurm.script import Plan, render
 from megatron_poro.slurm.size import Request, refuse_known_bad
 from tests.runs import command, poro, write_run, write_tokens
@@ -131,6 +133,12 @@ def test_a_dry_run_says_what_each_option_is_for_and_touches_nothing(tmp_path: Pa
     [
         ({"elements": None}, "--elements or --days"),
         ({"elements": 0}, "--elements: 0 is none"),
+        ({"elements": None, "days": -1.0}, "--days: -1 days"),
+        ({"nodes": 0}, "--nodes: 0 is none"),
+        ({"tasks_per_node": 0}, "--tasks-per-node: 0 is none"),
+        ({"minutes": 0}, "--time: 0 is none"),
+        ({"brake": 0}, "--brake: 0 would hold"),
+        ({"lead_minutes": 10.0}, "--lead: 10 minutes are not within the 10 of an element"),
         ({"nodes": None}, "--nodes: how many"),
         ({"minutes": 100000}, "--time: 100000 minutes, but partition dev-g allows 180"),
         ({"nodes": 64}, "--nodes: 64 are more than the 32 of partition dev-g"),
@@ -141,6 +149,28 @@ def test_a_size_that_cannot_be_is_refused_by_its_option(changes: dict[str, Any],
     path = write_inputs(tmp_path)
     with pytest.raises(Exception, match=message):
         prepare(replace(Request(path, cluster="test", nodes=1, tasks_per_node=1, elements=2, minutes=10), **changes))
+
+
+def test_what_was_never_launched_or_trained_is_named(tmp_path: Path) -> None:
+    assert "neither launched nor trained" in poro("status", tmp_path, code=2).stderr
+    for word in ("stop", "cancel"):
+        assert "nothing was launched from here; `touch" in poro(word, tmp_path, code=2).stderr
+    assert "--cluster: where?" in poro("launch", write_inputs(tmp_path), code=2).stderr
+    assert "the recipe says where" in poro("launch", "--pipeline", tmp_path / "r.toml", "--cluster", "test", code=2).stderr
+
+
+def test_an_element_gives_a_launch_that_was_ended_too_early_its_id(tmp_path: Path) -> None:
+    path = write_inputs(tmp_path)
+    prepared = prepare(Request(path, cluster="test", nodes=1, tasks_per_node=1, elements=1, minutes=5))
+    keep_script(prepared.job, prepared.text)
+    save_run(prepared.config, Path(prepared.job.run_file))
+    save_job(prepared.job)
+    poro("element", "begin", tmp_path / "run" / "slurm", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="0", SLURM_JOB_ID="8")
+    job = load_job(tmp_path / "run")
+    assert job is not None
+    assert job.ids == ("7",)
+    begins = [record for record in read_notes(tmp_path / "run") if record["event"] == "begin"]
+    assert [(record["job"], record["job_id"], record["step"]) for record in begins] == [("7_0", "8", 0)]
 
 
 def test_a_setting_that_is_known_to_hang_is_refused_with_its_source() -> None:
