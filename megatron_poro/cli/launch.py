@@ -3,9 +3,10 @@
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 
-from megatron_poro.errors import LaunchError
+from megatron_poro.errors import USER_ERROR_CODE, USER_ERRORS, LaunchError
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -117,15 +118,16 @@ def _lead(text: str) -> float:
 
 def _launch(args: argparse.Namespace) -> int:
     from megatron_poro.slurm.launch import explain, prepare, run_here, submit
+    from megatron_poro.slurm.pipeline import is_pipeline, launch_pipeline
     from megatron_poro.slurm.size import Request
 
     if args.pipeline:
-        from megatron_poro.slurm.pipeline import launch_pipeline
-
         if args.overrides or args.cluster:
             raise LaunchError("--pipeline: the recipe says where and with which values; change it there")
         print("\n".join(launch_pipeline(args.run_file, dry_run=args.dry_run)))
         return 0
+    if is_pipeline(args.run_file):
+        raise LaunchError(f"{args.run_file}: a recipe of steps; add --pipeline")
     if args.cluster is None:
         raise LaunchError("--cluster: where? lumi, generic-nvidia, local, test, or a .toml file of your own")
     prepared = prepare(
@@ -171,18 +173,22 @@ def _status(args: argparse.Namespace) -> int:
     from megatron_poro.slurm.pipeline import is_pipeline, render_pipeline
     from megatron_poro.slurm.status import read_status, render, render_line
 
-    if len(args.runs) == 1 and is_pipeline(args.runs[0]):
-        print(render_pipeline(args.runs[0]))
+    if len(args.runs) == 1:
+        if is_pipeline(args.runs[0]):
+            print(render_pipeline(args.runs[0]))
+        else:
+            status = read_status(_directory(args.runs[0]))
+            print(json.dumps(status.as_dict(), indent=1) if args.json else render(status))
         return 0
-    found = [read_status(_directory(path)) for path in args.runs]
-    if args.json:
-        plain = [status.as_dict() for status in found]
-        print(json.dumps(plain[0] if len(plain) == 1 else plain, indent=1))
-    elif len(found) == 1:
-        print(render(found[0]))
-    else:
-        print("\n".join(map(render_line, found)))
-    return 0
+    found, code = [], 0
+    for path in args.runs:
+        try:
+            found.append(read_status(_directory(path)))
+        except USER_ERRORS as error:  # the others are still wanted
+            print(f"error: {error}", file=sys.stderr)
+            code = USER_ERROR_CODE
+    print(json.dumps([status.as_dict() for status in found], indent=1) if args.json else "\n".join(map(render_line, found)))
+    return code
 
 
 def _stop(args: argparse.Namespace) -> int:

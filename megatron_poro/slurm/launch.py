@@ -91,11 +91,14 @@ def submit(prepared: Prepared) -> Job:
     if done := find_finished(prepared.config):
         raise LaunchError(f"{job.directory} is done; its last checkpoint is {done}")
     make_run_directory(prepared.config)
-    keep_script(job, prepared.text)
-    save_run(prepared.config, Path(job.run_file))
-    if prepared.image:
-        _note_image(job.folder / "container.json", Path(prepared.image))
-    save_job(job)  # an element that starts at once finds it
+    try:
+        keep_script(job, prepared.text)
+        save_run(prepared.config, Path(job.run_file))
+        if prepared.image:
+            _note_image(job.folder / "container.json", Path(prepared.image))
+        save_job(job)  # an element that starts at once finds it
+    except OSError as error:
+        raise LaunchError(f"{job.folder}: {error.strerror}; nothing was submitted") from None
     if job.mode == "local":
         note(Path(job.directory), "launch", ids=[])
         return job

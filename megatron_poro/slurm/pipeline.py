@@ -33,7 +33,7 @@ from pathlib import Path
 from megatron_poro.config import load_run
 from megatron_poro.config.parse import Problems, build
 from megatron_poro.config.schema import setting
-from megatron_poro.errors import ConfigError
+from megatron_poro.errors import ConfigError, LaunchError
 from megatron_poro.slurm.commands import call, queued
 from megatron_poro.slurm.history import hold_reason
 from megatron_poro.slurm.launch import keep_script, prepare, submit
@@ -119,6 +119,8 @@ def _find_problems(pipeline: Pipeline) -> Iterator[str]:
 
 def launch_pipeline(path: Path, *, dry_run: bool) -> list[str]:
     """Submit what is neither done nor in the queue; returns what was done about each step, in words."""
+    if path.exists() and not is_pipeline(path):
+        raise LaunchError(f"{path}: no recipe, for it has no [[steps]]; a run file is launched without --pipeline")
     pipeline = load_pipeline(path)
     said = []
     for step in pipeline.steps:

@@ -155,7 +155,13 @@ def test_what_was_never_launched_or_trained_is_named(tmp_path: Path) -> None:
     assert "neither launched nor trained" in poro("status", tmp_path, code=2).stderr
     for word in ("stop", "cancel"):
         assert "nothing was launched from here; `touch" in poro(word, tmp_path, code=2).stderr
-    assert "--cluster: where?" in poro("launch", write_inputs(tmp_path), code=2).stderr
+    path = write_inputs(tmp_path)
+    assert "--cluster: where?" in poro("launch", path, code=2).stderr
+    assert "launched without --pipeline" in poro("launch", "--pipeline", path, code=2).stderr
+    poro("train", path)
+    several = poro("status", path, tmp_path / "none", code=2)
+    assert f"{tmp_path / 'run'}: done, step 4/4" in several.stdout
+    assert "neither launched nor trained" in several.stderr
     assert "the recipe says where" in poro("launch", "--pipeline", tmp_path / "r.toml", "--cluster", "test", code=2).stderr
 
 
