@@ -54,6 +54,11 @@ def is_complete(checkpoint: Path) -> bool:
         return False
 
 
+def find_newest(run_directory: Path) -> Path | None:
+    """The newest checkpoint that is whole."""
+    return next((path for path in reversed(list_checkpoints(run_directory)) if is_complete(path)), None)
+
+
 def set_aside(checkpoint: Path) -> Path:
     """Give a damaged checkpoint a name that does not count; nothing of it is deleted. Returns the new path."""
     damaged = checkpoint.with_name(f"damaged-{checkpoint.name}-{time.time_ns()}")

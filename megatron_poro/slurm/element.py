@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from megatron_poro.config import load_run
-from megatron_poro.engine.paths import is_complete, list_checkpoints, step_of
+from megatron_poro.engine.paths import find_newest, step_of
 from megatron_poro.errors import STOPPED_CODE, USER_ERROR_CODE, LaunchError
 from megatron_poro.observe import Record, read_records
 from megatron_poro.slurm import queue
@@ -125,7 +125,8 @@ def end(folder: Path, code: int) -> int:
 
 def newest_step(directory: Path) -> int:
     """The step of the newest checkpoint that is whole; 0 without one."""
-    return next((step_of(path) for path in reversed(list_checkpoints(directory)) if is_complete(path)), 0)
+    newest = find_newest(directory)
+    return step_of(newest) if newest else 0
 
 
 def ready(folder: Path, index: int) -> int:

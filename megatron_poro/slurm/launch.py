@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_poro.config import RunConfig, load_run, save_run
+from megatron_poro.engine.paths import find_newest
 from megatron_poro.errors import LaunchError
 from megatron_poro.slurm.commands import call, has_slurm, queued
 from megatron_poro.slurm.element import is_done
@@ -20,7 +21,8 @@ from megatron_poro.slurm.profile import NAMES, load_profile
 from megatron_poro.slurm.records import Job, folder_of, load_job, note, read_notes, save_job
 from megatron_poro.slurm.script import Plan, render
 from megatron_poro.slurm.size import Request, plan_size, refuse_known_bad, sbatch_options, srun_options_of
-from megatron_poro.training.start import check_before_launch, find_finished, layout_of, make_run_directory
+from megatron_poro.training.lock import hold_lock
+from megatron_poro.training.start import check_against, check_before_launch, find_finished, layout_of, make_run_directory
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ def prepare(request: Request, *, after: tuple[str, ...] | None = None) -> Prepar
     layout = layout_of(config, size.nodes * size.tasks_per_node)
     if after is None:
         check_before_launch(config, layout)
+        if newest := find_newest(directory):
+            check_against(config, newest)
     refuse_known_bad(profile, os.environ)
     folder = folder_of(directory)
     job = Job(
@@ -65,6 +69,7 @@ def prepare(request: Request, *, after: tuple[str, ...] | None = None) -> Prepar
         brake=request.brake,
         time=time.time(),
         script=str(folder / "job.sh"),
+        gpus_per_rank=profile.gpus_per_device,
         after=after or (),
     )
     options, srun_options = sbatch_options(request, profile, size), srun_options_of(profile, size)
@@ -87,10 +92,15 @@ def explain(prepared: Prepared) -> str:
 def submit(prepared: Prepared) -> Job:
     """Keep script and config in the run directory, and give Slurm the elements. Raises LaunchError when it has some already."""
     job = prepared.job
+    make_run_directory(prepared.config)
+    with hold_lock(job.folder / "lock", f"{job.directory}: another `poro launch` submits it right now"):
+        return _submit(prepared, job)
+
+
+def _submit(prepared: Prepared, job: Job) -> Job:
     earlier = _refuse_second(job)
     if done := find_finished(prepared.config):
         raise LaunchError(f"{job.directory} is done; its last checkpoint is {done}")
-    make_run_directory(prepared.config)
     try:
         keep_script(job, prepared.text)
         save_run(prepared.config, Path(job.run_file))

@@ -92,6 +92,7 @@ class Profile:
     devices_per_node: int = setting("accelerators of a node, and so ranks; 0 means CPUs")
     device: str = setting("what they are called")
     device_memory_gb: float = setting("memory of one, in GB; 0 means unknown", default=0.0)
+    gpus_per_device: float = setting("GPUs that a device counts as where GPU-hours are billed", default=1.0)
     partition: str = setting("partition unless one is given; empty means Slurm's default", default="")
     account: str = setting("account unless one is given", default="")
     needs_account: bool = setting("jobs without an account are refused", default=False)

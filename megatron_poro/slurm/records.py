@@ -19,7 +19,8 @@ from megatron_poro.observe import JsonLinesSink, Record, read_records
 class Job:
     """What was launched: a run, or the steps of a pipeline that are other commands (`run_file` is empty then).
 
-    `ids` are Slurm's: one of an array or a requeued job, several of a chain. `after` are directories of launches that must be done.
+    `ids` are Slurm's: one of an array or a requeued job, several of a chain. `gpus_per_rank` is what a rank counts as in GPU-hours.
+    `after` are directories of launches that must be done.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Job:
     brake: int
     time: float
     script: str
+    gpus_per_rank: float = 1.0
     after: tuple[str, ...] = ()
 
     @property

@@ -1,5 +1,6 @@
 """`poro status`: one screen from the queue and the run directory. Works without Slurm, without accounting, and while it is away."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ PATIENCE_SECONDS = 4.0
 
 @dataclass(frozen=True)
 class Status:
-    """A run at a glance. Times are in seconds, `device_hours_*` in hours of one device; None where nothing is known yet."""
+    """A run at a glance. Times are in seconds, `gpu_hours_*` as the cluster bills them; None where nothing is known yet."""
 
     directory: str
     state: str
@@ -43,8 +44,8 @@ class Status:
     last_failure: str
     held: str
     excluded: dict[str, str]
-    device_hours_used: float
-    device_hours_left: float | None
+    gpu_hours_used: float
+    gpu_hours_left: float | None
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -68,7 +69,7 @@ def read_status(directory: Path) -> Status:
     seconds = _seconds_a_step(steps)
     left = (duration.num_steps - step) * seconds if seconds else None
     running = next((each for each in jobs if each.is_running), None)
-    devices = job.nodes * job.tasks_per_node if job else 0
+    ranks, gpus = (job.nodes * job.tasks_per_node, job.gpus_per_rank) if job else (0, 1.0)
     saved = list_checkpoints(directory)[-1:]
     return Status(
         directory=str(directory),
@@ -89,8 +90,8 @@ def read_status(directory: Path) -> Status:
         last_failure=last_failure(read_records(directory / "events.jsonl")),
         held=hold_reason(notes),
         excluded=excluded(notes),
-        device_hours_used=_device_hours(tried, records, is_running=running is not None, now=now),
-        device_hours_left=left * devices / 3600 if left is not None and devices else None,
+        gpu_hours_used=_rank_hours(tried, records, is_running=running is not None, now=now) * gpus,
+        gpu_hours_left=left * ranks * gpus / 3600 if left is not None and ranks else None,
     )
 
 
@@ -129,17 +130,15 @@ def _rate(steps: Sequence[Record], seconds: float | None, config: RunConfig) -> 
     return float(steps[-1].get("tokens_per_second") or config.training.global_batch_size * config.data.sequence_length / seconds)
 
 
-def _device_hours(tried: Sequence[Attempt], records: Sequence[Record], *, is_running: bool, now: float) -> float:
-    """Of all attempts; one that could not say when it ended counts to its last sign of life."""
+def _rank_hours(tried: Sequence[Attempt], records: Sequence[Record], *, is_running: bool, now: float) -> float:
+    """Of all attempts; one that could not say when it ended counts to its last sign of life. Clocks of nodes may differ."""
     total = 0.0
     for n, attempt in enumerate(tried):
-        until = tried[n + 1].begin if n + 1 < len(tried) else now
-        end = attempt.end
-        if end is None and n + 1 == len(tried) and is_running:
-            end = now
-        if end is None:
-            end = max((record["time"] for record in records if attempt.begin <= record["time"] < until), default=attempt.begin)
-        total += (end - attempt.begin) * attempt.devices / 3600
+        is_last = n + 1 == len(tried)
+        until = math.inf if is_last else tried[n + 1].begin
+        alive = max((record["time"] for record in records if attempt.begin <= record["time"] < until), default=attempt.begin)
+        end = attempt.end or (max(alive, now) if is_last and is_running else alive)
+        total += max(end - attempt.begin, 0.0) * attempt.devices / 3600
     return total
 
 
@@ -164,9 +163,9 @@ def render(status: Status) -> str:
         ("restarts", f"{status.restarts}" + (f"; the last failure: {status.last_failure}" if status.last_failure else "")),
         ("excluded", "; ".join(f"{node}: {reason}" for node, reason in status.excluded.items())),
         (
-            "device hours",
-            f"{status.device_hours_used:,.1f} used"
-            + (f", {status.device_hours_left:,.1f} to go" if status.device_hours_left is not None else ""),
+            "GPU-hours",
+            f"{status.gpu_hours_used:,.1f} used"
+            + (f", {status.gpu_hours_left:,.1f} to go" if status.gpu_hours_left is not None else ""),
         ),
     ]
     return "\n".join(f"{name:<13} {value}" for name, value in lines if value)

@@ -14,7 +14,7 @@ from megatron_poro.config.duration_rules import find_batch_problems
 from megatron_poro.engine.heartbeat import HEARTBEATS
 from megatron_poro.engine.injection import FAULT, parse_faults
 from megatron_poro.engine.launch import World, die_with_parent, read_world, start_child, start_local, start_name
-from megatron_poro.engine.paths import is_complete, list_checkpoints, read_state, step_of
+from megatron_poro.engine.paths import find_newest, list_checkpoints, read_state, step_of
 from megatron_poro.errors import STOPPED_CODE, USER_ERRORS, CheckpointError, ConfigError
 from megatron_poro.topology import Layout, build_layout
 from megatron_poro.training.failures import Start
@@ -52,7 +52,7 @@ def run_training(path: Path, overrides: Sequence[str], *, stop_after: RunPoint |
     with lock_run(Path(config.run_directory)):
         asked_to_stop = stop_file_was_there(Path(config.run_directory))
         if done := find_finished(config):
-            _check_finished(config, done)
+            check_against(config, done)
             print(f"{config.run_directory} is done: {duration.num_steps} steps; its last checkpoint is {done}")
             return 0
         if asked_to_stop:
@@ -111,12 +111,12 @@ def _prepare(config: RunConfig, world: World) -> Layout:
 
 def find_finished(config: RunConfig) -> Path | None:
     """The run's last checkpoint when no step is left to take."""
-    newest = list_checkpoints(Path(config.run_directory))[-1:]
-    return next((path for path in newest if step_of(path) == duration_of(config).num_steps and is_complete(path)), None)
+    newest = find_newest(Path(config.run_directory))
+    return newest if newest and step_of(newest) == duration_of(config).num_steps else None
 
 
-def _check_finished(config: RunConfig, checkpoint: Path) -> None:
-    """Raise CheckpointError when the run file asks for another run than the one that is done."""
+def check_against(config: RunConfig, checkpoint: Path) -> None:
+    """Raise CheckpointError when the run file asks for another run than the one that the checkpoint is of."""
     from megatron_poro.data import TrainingData, look_up_eod  # numpy
 
     config = replace(config, data=look_up_eod(config.data))

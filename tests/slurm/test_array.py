@@ -133,9 +133,9 @@ def test_an_array_finishes_the_run_through_everything_that_ends_elements(
     own_slurm: Slurm, small_disk: Path, tmp_path: Path
 ) -> None:
     slurm = own_slurm
-    path = run_file(tmp_path, steps=130, run=str(small_disk / "run"), parallel=EIGHT)
+    path = run_file(tmp_path, steps=130, run=str(small_disk / "run"), parallel=EIGHT, observe={"wandb_project": "poro"})
     run = small_disk / "run"
-    array = launch(slurm, path, "--elements", "6", "--lead", "0:05", *MINUTE)
+    array = launch(slurm, path, "--elements", "6", "--lead", "0:05", *MINUTE, WANDB_MODE="offline")
 
     # The time limit: told before it, the run saves and hands over.
     trains_on(slurm, run, after=0)
@@ -176,6 +176,9 @@ def test_an_array_finishes_the_run_through_everything_that_ends_elements(
     assert any(record["event"] == "exclude" and record["node"] == lost for record in notes)
     assert num_notes(run, "hold") == 0
     assert num_notes(run, "finished") == 1
+    parts = [folder.name.rsplit("-", 1)[1] for folder in (run / "wandb").glob("offline-run-*")]
+    assert len(parts) >= 6
+    assert set(parts) == {(run / "wandb_id").read_text()}  # one run of wandb's, in parts
 
     straight = run_file(tmp_path / "straight", steps=130, parallel=EIGHT)
     subprocess.run(
@@ -282,3 +285,67 @@ def test_a_run_directory_that_was_moved_is_not_trained_under_its_old_name(slurm:
     trains_on(slurm, moved, after=begins)
     assert [record for record in read_notes(moved) if record["event"] == "begin"][-1]["step"] >= 5
     slurm.run(*command("cancel", moved))
+
+
+def test_another_run_file_is_refused_the_folder_of_a_run(slurm: Slurm, tmp_path: Path) -> None:
+    path, run = run_file(tmp_path, steps=4000), tmp_path / "run"
+    launch(slurm, path, "--elements", "2", "--time", "0:10:00")
+    trains_on(slurm, run, after=0)
+    other = tmp_path / "other.toml"
+    other.write_text(path.read_text().replace("learning_rate = 0.003", "learning_rate = 0.002"))
+    words = ("--cluster", "test", "--nodes", "2", "--elements", "1", "--time", "0:10:00")
+    script = (run / "slurm" / "run.toml").read_bytes()
+    said = slurm.run(*command("launch", other, *words), check=False)
+    assert said.returncode == 2
+    assert "optimizer.learning_rate was 0.003, is 0.002" in said.stderr
+    assert (run / "slurm" / "run.toml").read_bytes() == script
+    slurm.run(*command("cancel", run))
+
+
+def test_of_two_launches_at_the_same_moment_one_is_refused(slurm: Slurm, tmp_path: Path) -> None:
+    path = run_file(tmp_path, steps=4000)
+    words = command("launch", path, "--cluster", "test", "--nodes", "2", "--elements", "2", "--time", "0:10:00")
+    both = [subprocess.Popen(words, env=slurm.environment, text=True, stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], said
+    assert sum("launched already" in each for each in said) == 1
+    assert num_notes(tmp_path / "run", "launch") == 1
+    slurm.run(*command("cancel", tmp_path / "run"))
+
+
+def test_locks_that_a_dead_process_left_hold_nothing_up(slurm: Slurm, tmp_path: Path) -> None:
+    path, run = run_file(tmp_path, steps=6), tmp_path / "run"
+    (run / "slurm").mkdir(parents=True)
+    for lock in (run / "lock", run / "slurm" / "lock"):
+        holder = subprocess.Popen(["flock", lock, "sleep", "600"], start_new_session=True)
+        while not subprocess.run(["flock", "--nonblock", lock, "true"], check=False).returncode:
+            time.sleep(0.1)
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.wait()
+    launch(slurm, path, "--elements", "1", *MINUTE)
+    wait_until(lambda: status(slurm, run)["state"] == "done", "the end of the run")
+
+
+def test_clocks_that_differ_by_an_hour_change_nothing(slurm: Slurm, tmp_path: Path) -> None:
+    skewed = tmp_path / "skewed"
+    skewed.mkdir()
+    (skewed / "sitecustomize.py").write_text(
+        "import os, time\n"
+        f"ahead = {{{slurm.nodes[0]!r}: 3600, {slurm.nodes[1]!r}: -3600}}.get(os.environ.get('SLURMD_NODENAME'), 0)\n"
+        "real, real_ns = time.time, time.time_ns\n"
+        "time.time, time.time_ns = lambda: real() + ahead, lambda: real_ns() + ahead * 10**9\n"
+    )
+    path, run = run_file(tmp_path, steps=60), tmp_path / "run"
+    launch(slurm, path, "--elements", "4", "--time", "0:10:00", PYTHONPATH=f"{skewed}:{os.environ.get('PYTHONPATH', '')}")
+    trains_on(slurm, run, after=0)
+    os.kill(ranks(run)[1], signal.SIGKILL)
+    wait_until(lambda: status(slurm, run)["state"] == "done", "the end of the run")
+    told = status(slurm, run)
+    assert (told["restarts"], told["held"], told["step"]) == (1, "", 60)
+    assert "rank 1" in told["last_failure"]
+    assert told["gpu_hours_used"] >= 0
+    times = [record["time"] for record in read_notes(run) if record["event"] == "begin"]
+    assert any(abs(time.time() - each) > 3000 for each in times)
+    straight = run_file(tmp_path / "straight", steps=60)
+    subprocess.run(command("train", straight), check=True, timeout=300, capture_output=True)
+    assert losses_of(run) == losses_of(tmp_path / "straight" / "run")
