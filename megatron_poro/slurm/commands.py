@@ -7,12 +7,15 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron_poro.errors import LaunchError
 
 PATIENCE_SECONDS = 120.0
 """How long a command is tried again while the controller cannot be reached: a restart of it takes about a minute."""
 PAUSE_SECONDS = 2.0
+COMMAND_SECONDS = 60.0
+"""How long one command may take."""
 UNREACHABLE = re.compile(
     r"unable to contact slurm controller|connection refused|socket timed out|timed out|zero bytes were transmitted|"
     r"communication connection failure|slurmctld.*(not responding|down)|Resource temporarily unavailable",
@@ -45,7 +48,22 @@ class QueuedJob:
     @property
     def is_running(self) -> bool:
         """Whether it has nodes."""
-        return self.state in ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED")
+        return self.state in _HAS_NODES
+
+
+_HAS_NODES = frozenset(
+    {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"},
+)
+_ENDED = frozenset(
+    {
+        *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED"),
+        *("REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL"),
+    }
+)
+"""A state that is none of these is in the queue: a job whose reservation was deleted (RESV_DEL_HOLD) still waits."""
+_ANSWERS_OTHERWISE = ("SQUEUE_", "SINFO_", "SCONTROL_")
+"""Variables that change what a command answers: SQUEUE_PARTITION hides elements."""
+_KEPT_OF_SLURM = frozenset({"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_MPI_TYPE"})
 
 
 def has_slurm() -> bool:
@@ -73,14 +91,36 @@ def call(*words: str, patience_seconds: float = PATIENCE_SECONDS) -> str:
 def _try(words: Sequence[str]) -> tuple[str, bool]:
     try:
         done = subprocess.run(
-            words, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "SLURM_TIME_FORMAT": "%s"}
+            words,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=COMMAND_SECONDS,
+            env=_environment(words[0]),
         )
     except FileNotFoundError:
         raise SlurmError(f"{words[0]}: not installed here; run this on a node that has Slurm's commands") from None
+    except OSError as error:
+        raise SlurmError(f"{words[0]}: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         return f"{words[0]} timed out", False
     said = done.stdout if done.returncode == 0 else (done.stderr.strip() or done.stdout.strip())
     return said, done.returncode == 0
+
+
+def _environment(program: str) -> dict[str, str]:
+    """What a command sees. Of a job that `poro launch` is called inside, nothing reaches the one that it submits: srun there would
+    take its counts, memory and binding for the new job's.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_ANSWERS_OTHERWISE)}
+    if program != "sbatch":
+        return {**kept, "SLURM_TIME_FORMAT": "%s"}
+    if "SLURM_JOB_ID" not in kept:
+        return kept
+    of_job = ("SLURM_", "SLURMD_", "SRUN_")
+    return {name: value for name, value in kept.items() if name in _KEPT_OF_SLURM or not name.startswith(of_job)}
 
 
 def queued(ids: Sequence[str], *, patience_seconds: float = PATIENCE_SECONDS) -> list[QueuedJob]:
@@ -97,10 +137,14 @@ def queued(ids: Sequence[str], *, patience_seconds: float = PATIENCE_SECONDS) ->
         if "Invalid job id" in str(error):
             return []
         raise
-    return [job for line in lines if (job := _read_line(line)) and job.state in _IN_QUEUE]
+    return [job for line in lines if (job := _read_line(line)) and job.state not in _ENDED]
 
 
-_IN_QUEUE = frozenset({"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STOPPED"})
+def launched_from(folder: Path, *, patience_seconds: float = PATIENCE_SECONDS) -> list[str]:
+    """The jobs and arrays in the queue whose working directory is `folder`, also those whose number nobody could note."""
+    words = ("squeue", "--noheader", "--me", "--states=all", "--format", "%F|%T|%Z")
+    lines = [line.split("|", 2) for line in call(*words, patience_seconds=patience_seconds).splitlines() if line.count("|") >= 2]
+    return sorted({number for number, state, directory in lines if directory == str(folder) and state not in _ENDED})
 
 
 def _read_line(line: str) -> QueuedJob | None:
@@ -116,7 +160,7 @@ def show_job(job: str) -> dict[str, str]:
         raise
     except SlurmError:
         return {}
-    return dict(re.findall(r"(\S+?)=(\S*)", said.splitlines()[0]))
+    return dict(re.findall(r"(\S+?)=(\S*)", said.partition("\n")[0]))
 
 
 def expand_nodes(nodelist: str) -> list[str]:

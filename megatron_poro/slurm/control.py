@@ -4,7 +4,7 @@ from pathlib import Path
 
 from megatron_poro.errors import LaunchError
 from megatron_poro.slurm.commands import call, queued
-from megatron_poro.slurm.queue import cancel_waiting
+from megatron_poro.slurm.queue import cancel_waiting, with_ids
 from megatron_poro.slurm.records import Job, load_job, note
 from megatron_poro.training.signals import STOP
 
@@ -29,7 +29,7 @@ def cancel(directory: Path) -> str:
     note(directory, "cancel")
     if not there:
         return "nothing of it is in the queue"
-    call("scancel", *job.ids)
+    call("scancel", *sorted({each.job.partition("_")[0] for each in there}))  # those that Slurm forgot are an error to scancel
     return f"{len(there)} elements are cancelled; `poro launch` goes on from the newest checkpoint"
 
 
@@ -39,4 +39,4 @@ def _launched(directory: Path) -> Job:
         raise LaunchError(
             f"{directory}: nothing was launched from here; `touch {directory / STOP}` stops a run that `poro train` started"
         )
-    return job
+    return with_ids(job)

@@ -17,12 +17,23 @@ from megatron_poro.engine.paths import find_newest, step_of
 from megatron_poro.errors import STOPPED_CODE, USER_ERROR_CODE, LaunchError
 from megatron_poro.observe import Record, read_records
 from megatron_poro.slurm import queue
-from megatron_poro.slurm.commands import SlurmError, call, expand_nodes, is_gone, node_states, show_job
-from megatron_poro.slurm.history import Attempt, attempts, excluded, hold_reason, last_failure, num_fruitless, suspects
+from megatron_poro.slurm.commands import SlurmError, expand_nodes, is_gone, node_states, show_job
+from megatron_poro.slurm.history import (
+    Attempt,
+    attempts,
+    done_shares,
+    excluded,
+    hold_reason,
+    last_failure,
+    num_fruitless,
+    num_requeued,
+    suspects,
+)
 from megatron_poro.slurm.nodes import judge, read_measurements
 from megatron_poro.slurm.records import Job, load_job, note, read_notes, save_job
 from megatron_poro.slurm.script import NOTHING_TO_DO
-from megatron_poro.training.start import find_finished
+from megatron_poro.training.signals import STOP
+from megatron_poro.training.start import find_finished, stop_file_was_there
 
 KEPT_VARIABLES = re.compile(
     r"SLURM|NCCL|RCCL|GLOO|FI_|HSA_|ROCR_|HIP_|CUDA_|MIOPEN_|OMP_|KMP_|MKL_|TORCH|PORO_|PYTHON|LD_|PATH$|HF_HOME|HF_HUB_OFFLINE|WANDB_(MODE|DIR|PROJECT|ENTITY)"
@@ -49,7 +60,7 @@ def begin(folder: Path) -> int:
     job = open_element(folder)
     directory = Path(job.directory)
     own = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID", "")
-    if own and not job.ids:  # `poro launch` was ended before it could note what it had submitted
+    if own and not job.ids and job.mode != "local":  # `poro launch` was ended before it could note what it had submitted
         job = replace(job, ids=(own,))
         save_job(job)
     notes = read_notes(directory)
@@ -60,6 +71,9 @@ def begin(folder: Path) -> int:
     if _is_blocked(job):
         _patiently(lambda: queue.cancel_waiting(job))
         return USER_ERROR_CODE
+    if job.mode != "local" and stop_file_was_there(directory):
+        print(f"not started: {directory / STOP} asked for that and is removed; `poro launch` goes on", flush=True)
+        return NOTHING_TO_DO
     _blame(job, notes)
     if num_fruitless(read_notes(directory), newest_step(directory)) >= job.brake:
         return _hold(job, notes)
@@ -89,8 +103,16 @@ def check_nodes(folder: Path, measured: Path) -> int:
     job = open_element(folder)
     directory = Path(job.directory)
     found = read_measurements(measured)
-    missing = [node for node in _own_nodes() if node not in found]
+    nodes = _own_nodes()
+    missing = [node for node in nodes if node not in found]
     bad = {**judge(found, job.cluster), **dict.fromkeys(missing, "did not answer the node check")}
+    if bad and _is_no_nodes_fault(job, bad, nodes):
+        print(
+            f"warning: no node passes the check ({next(iter(bad.values()))}): it is not theirs; training starts",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 0
     for node, reason in bad.items():
         print(f"error: node {node} is bad: {reason}", file=sys.stderr, flush=True)
         note(directory, "exclude", node=node, reason=reason)
@@ -99,6 +121,16 @@ def check_nodes(folder: Path, measured: Path) -> int:
     if bad:
         print("warning: the partition has no other nodes; training starts on these", file=sys.stderr, flush=True)
     return 0
+
+
+def _is_no_nodes_fault(job: Job, bad: Mapping[str, str], nodes: Sequence[str]) -> bool:
+    """Whether the check failed everywhere, as with an image that does not start: leaving nodes out would go through the partition.
+
+    Where an element has one node, that takes as many of them in a row as the brake has elements.
+    """
+    if set(nodes) - set(bad):
+        return False
+    return len(nodes) > 1 or num_requeued(read_notes(Path(job.directory))) >= job.brake
 
 
 def end(folder: Path, code: int) -> int:
@@ -119,7 +151,7 @@ def end(folder: Path, code: int) -> int:
         return code
     _follow_exclusions(job)
     if job.mode == queue.REQUEUE:
-        _patiently(lambda: call("scontrol", "requeue", os.environ["SLURM_JOB_ID"]))
+        _patiently(lambda: queue.requeue(os.environ["SLURM_JOB_ID"]))
     return 0 if code == STOPPED_CODE else code
 
 
@@ -133,7 +165,7 @@ def ready(folder: Path, index: int) -> int:
     """Decide whether a share of a command is to be run: 0; NOTHING_TO_DO when it is done; 2 when what it comes after is not."""
     job = open_element(folder)
     directory = Path(job.directory)
-    if any(record["event"] == "done" and record["index"] == index for record in read_notes(directory)):
+    if index in done_shares(read_notes(directory), job.elements):
         return NOTHING_TO_DO
     if _is_blocked(job):
         return USER_ERROR_CODE
@@ -147,14 +179,14 @@ def finish(folder: Path, index: int, code: int) -> int:
     job = open_element(folder)
     directory = Path(job.directory)
     if code == 0:
-        note(directory, "done", job=queue.own_job(), index=index)
+        note(directory, "done", job=queue.own_job(), index=index, count=job.elements)
         return 0
     note(directory, "end", job=queue.own_job(), index=index, code=code)
     notes = read_notes(directory)
     launched = max((n for n, record in enumerate(notes) if record["event"] == "launch"), default=0)
     tried = sum(record["event"] == "end" and record["index"] == index for record in notes[launched:])
     if code != USER_ERROR_CODE and tried < job.brake and (own := os.environ.get("SLURM_JOB_ID")):
-        _patiently(lambda: call("scontrol", "requeue", own))
+        _patiently(lambda: queue.requeue(own))
     return code
 
 
@@ -173,7 +205,7 @@ def _is_blocked(job: Job) -> bool:
 def is_done(job: Job) -> bool:
     """Whether the run took its last step and saved it; of a command, whether every share is done."""
     if not job.run_file:
-        return len({record["index"] for record in read_notes(Path(job.directory)) if record["event"] == "done"}) >= job.elements
+        return len(done_shares(read_notes(Path(job.directory)), job.elements)) >= job.elements
     return find_finished(load_run(Path(job.run_file))) is not None
 
 
@@ -209,9 +241,9 @@ def _last_code(tried: Sequence[Attempt]) -> str:
 
 
 def _was_stopped(notes: list[Record]) -> bool:
-    """Whether `poro stop` was called since the element began."""
+    """Whether `poro stop`, or `cancel`, was called since the element began."""
     for record in reversed(notes):
-        if record["event"] == "stop":
+        if record["event"] in ("stop", "cancel"):
             return True
         if record["event"] == "begin":
             return False
@@ -262,7 +294,8 @@ def _queue_again(job: Job, bad: list[str]) -> bool:
 
 
 def _requeue_without(job: Job, own: str, nodes: list[str]) -> bool:
-    call("scontrol", "requeue", own)
+    if not queue.requeue(own):
+        return False
     queue.exclude_on([own], nodes)
     queue.keep_off(job, nodes)
     return True

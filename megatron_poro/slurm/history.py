@@ -75,6 +75,17 @@ def num_fruitless(notes: Sequence[Record], newest_step: int) -> int:
     return count
 
 
+def num_requeued(notes: Sequence[Record]) -> int:
+    """Attempts in a row, up to the one that runs, that were queued again for a bad node."""
+    since = max((n for n, record in enumerate(notes) if record["event"] in (*RESETS, "end")), default=-1) + 1
+    return sum(record["event"] == "requeue" for record in notes[since:])
+
+
+def done_shares(notes: Sequence[Record], count: int) -> set[int]:
+    """The shares of a command that are done, of those into which it is divided now: one of 2 is none of 4."""
+    return {record["index"] for record in notes if record["event"] == "done" and record.get("count", count) == count}
+
+
 def excluded(notes: Sequence[Record]) -> dict[str, str]:
     """The nodes that are left out, each with the reason, oldest first."""
     nodes: dict[str, str] = {}

@@ -1,5 +1,6 @@
 """From a run file to elements in the queue: options checked against the profile, the script rendered and kept, sbatch called."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,14 +15,16 @@ from typing import Any
 from megatron_poro.config import RunConfig, load_run, save_run
 from megatron_poro.engine.paths import find_newest
 from megatron_poro.errors import LaunchError
-from megatron_poro.slurm.commands import call, has_slurm, queued
+from megatron_poro.slurm.commands import SlurmError, SlurmUnreachableError, has_slurm, launched_from, queued
 from megatron_poro.slurm.element import is_done
 from megatron_poro.slurm.history import hold_reason
 from megatron_poro.slurm.profile import NAMES, load_profile
 from megatron_poro.slurm.records import Job, folder_of, load_job, note, read_notes, save_job
 from megatron_poro.slurm.script import Plan, render
 from megatron_poro.slurm.size import Request, plan_size, refuse_known_bad, sbatch_options, srun_options_of
+from megatron_poro.slurm.submission import submit_script
 from megatron_poro.training.lock import hold_lock
+from megatron_poro.training.signals import STOP
 from megatron_poro.training.start import check_against, check_before_launch, find_finished, layout_of, make_run_directory
 
 
@@ -107,26 +110,44 @@ def _submit(prepared: Prepared, job: Job) -> Job:
         if prepared.image:
             _note_image(job.folder / "container.json", Path(prepared.image))
         save_job(job)  # an element that starts at once finds it
+        (Path(job.directory) / STOP).unlink(missing_ok=True)  # of an earlier `poro stop` that nobody was there to heed
     except OSError as error:
         raise LaunchError(f"{job.folder}: {error.strerror}; nothing was submitted") from None
     if job.mode == "local":
         note(Path(job.directory), "launch", ids=[])
         return job
+    return _submit_elements(prepared, job, earlier)
+
+
+def _submit_elements(prepared: Prepared, job: Job, earlier: Job | None) -> Job:
+    """Submit, and note the ids. job.json is taken back only when Slurm refused: whatever was submitted needs it."""
     ids: list[str] = []
     try:
         for _ in range(job.elements if job.mode == "chain" else 1):
             after = [f"--dependency=afterany:{ids[-1]}"] if ids else []
-            ids.append(call(*prepared.words, *after, job.script).strip().partition(";")[0])
+            ids.append(submit_script((*prepared.words, *after, job.script), job.folder / "logs"))
+    except SlurmUnreachableError:
+        raise
+    except SlurmError as error:
+        if ids:
+            raise LaunchError(f"{error}; {len(ids)} of {job.elements} elements were submitted before and will train") from None
+        with contextlib.suppress(OSError):
+            save_job(earlier) if earlier else (job.folder / "job.json").unlink()
+        raise
     finally:
         if ids:
             job = replace(job, ids=tuple(ids))
-            save_job(job)
-            note(Path(job.directory), "launch", ids=ids)
-        elif earlier:
-            save_job(earlier)
-        else:
-            (job.folder / "job.json").unlink()
+            save_submitted(job)
     return job
+
+
+def save_submitted(job: Job) -> None:
+    """Note the ids of what is in the queue now. A disk that filled up meanwhile costs the ids, which the queue knows as well."""
+    try:
+        save_job(job)
+    except OSError as error:
+        print(f"warning: {job.folder}: {error.strerror}; {', '.join(job.ids)} is submitted all the same", file=sys.stderr)
+    note(Path(job.directory), "launch", ids=list(job.ids))
 
 
 def run_here(job: Job) -> int:
@@ -171,9 +192,12 @@ def _note_image(path: Path, image: Path) -> None:
 def _refuse_second(job: Job) -> Job | None:
     """The launch before this one, if any. Raises LaunchError while it has elements: two wait for one lock."""
     earlier = load_job(Path(job.directory))
-    if earlier and has_slurm() and (there := queued(earlier.ids)):
+    ids = earlier.ids if earlier else ()
+    if has_slurm() and job.mode != "local":  # what a launch that was ended too early submitted, or one whose job.json is lost
+        ids = (*ids, *launched_from(job.folder / "logs"))
+    if has_slurm() and (there := queued(ids)):
         raise LaunchError(
             f"{job.directory} is launched already: {there[0].job} is {there[0].state.lower()}; "
-            f"`poro status {job.directory}` shows it, `poro cancel {earlier.directory}` ends it"
+            f"`poro status {job.directory}` shows it, `poro cancel {job.directory}` ends it"
         )
     return earlier

@@ -2,8 +2,20 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from megatron_poro.slurm.commands import SlurmError, SlurmUnreachableError, call, is_gone, node_states, queued
+from megatron_poro.slurm.commands import (
+    PATIENCE_SECONDS,
+    SlurmError,
+    SlurmUnreachableError,
+    call,
+    has_slurm,
+    is_gone,
+    launched_from,
+    node_states,
+    queued,
+    show_job,
+)
 from megatron_poro.slurm.records import Job
 
 REQUEUE = "requeue"
@@ -13,6 +25,22 @@ def own_job(environment: Mapping[str, str] = os.environ) -> str:
     """What a person calls the job that this process belongs to: 12 or 12_3; empty outside of one."""
     array = environment.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment.get("SLURM_JOB_ID", "")
+
+
+def with_ids(job: Job, *, patience_seconds: float = PATIENCE_SECONDS) -> Job:
+    """The job; where its launch was ended before it could note the ids, with those that the queue has."""
+    if job.ids or job.mode == "local" or not has_slurm():
+        return job
+    return replace(job, ids=tuple(launched_from(job.folder / "logs", patience_seconds=patience_seconds)))
+
+
+def requeue(own: str) -> bool:
+    """Queue this job again; False when it was cancelled, or queued again by somebody else, which Slurm would not mind."""
+    shown = show_job(own)
+    if shown.get("JobState") == "COMPLETING" and shown.get("Reason") != "TimeLimit":
+        return False
+    call("scontrol", "requeue", own)
+    return True
 
 
 def waiting(job: Job) -> list[str]:

@@ -5,6 +5,8 @@
 
 import contextlib
 import json
+import os
+import socket
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -53,7 +55,7 @@ def folder_of(directory: Path) -> Path:
 def save_job(job: Job) -> None:
     """Write job.json, all of it or nothing."""
     path = job.folder / "job.json"
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(f".job.{socket.gethostname()}-{os.getpid()}.partial")  # the first element may write it too
     partial.write_text(json.dumps(asdict(job), indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
 

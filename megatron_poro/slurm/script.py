@@ -129,7 +129,7 @@ timeout 300 srun --nodes={plan.nodes} --ntasks={plan.nodes} --ntasks-per-node=1 
   {inside} element measure "$folder" "$checks"
 poro element nodes "$folder" "$checks"; code=$?
 [ "$code" = {NOTHING_TO_DO} ] && exit 0
-[ "$code" = 0 ] || exit "$code"
+[ "$code" = 0 ] || {{ poro element end "$folder" "$code"; exit; }}
 """
 
 

@@ -14,6 +14,7 @@ from megatron_poro.observe import Record, read_metrics, read_records
 from megatron_poro.slurm.commands import QueuedJob, SlurmError, has_slurm, queued
 from megatron_poro.slurm.element import newest_step
 from megatron_poro.slurm.history import Attempt, attempts, excluded, hold_reason, last_failure
+from megatron_poro.slurm.queue import with_ids
 from megatron_poro.slurm.records import Job, load_job, read_notes
 from megatron_poro.training.start import find_finished
 
@@ -61,7 +62,7 @@ def read_status(directory: Path) -> Status:
     config = load_run(file)
     notes = read_notes(directory)
     records = read_metrics(directory / "metrics.jsonl")
-    jobs, queue = _ask_queue(job)
+    jobs, problem = _ask_queue(job)
     tried = attempts(notes, newest_step(directory))
     steps = [record for record in records if record["event"] == "step"]
     duration = duration_of(config)
@@ -73,10 +74,10 @@ def read_status(directory: Path) -> Status:
     saved = list_checkpoints(directory)[-1:]
     return Status(
         directory=str(directory),
-        state=_state(config, job, jobs, hold_reason(notes)),
+        state=_state(config, job, jobs=jobs, held=hold_reason(notes), is_known=not problem),
         element=running.job if running else "",
         elements_waiting=sum(not each.is_running for each in jobs),
-        queue=queue or "; ".join(sorted({each.reason for each in jobs if not each.is_running} - {"None"})),
+        queue=problem or "; ".join(sorted({each.reason for each in jobs if not each.is_running} - {"None"})),
         step=step,
         num_steps=duration.num_steps,
         tokens=duration.samples_before(step) * config.data.sequence_length,
@@ -97,26 +98,29 @@ def read_status(directory: Path) -> Status:
 
 def _ask_queue(job: Job | None) -> tuple[list[QueuedJob], str]:
     """What waits and runs, and what kept us from knowing."""
-    if job is None or not job.ids:
+    if job is None or job.mode == "local":
         return [], ""
     if not has_slurm():
         return [], "Slurm's commands are not here"
     try:
-        return queued(job.ids, patience_seconds=PATIENCE_SECONDS), ""
+        ids = with_ids(job, patience_seconds=PATIENCE_SECONDS).ids
+        return queued(ids, patience_seconds=PATIENCE_SECONDS), ""
     except SlurmError as error:
         return [], str(error)
 
 
-def _state(config: RunConfig, job: Job | None, jobs: Sequence[QueuedJob], held: str) -> str:
+def _state(config: RunConfig, job: Job | None, *, jobs: Sequence[QueuedJob], held: str, is_known: bool) -> str:
     if find_finished(config):
         return "done"
+    if not is_known:  # of a queue that does not answer nothing follows
+        return "unknown"
     if any(each.is_running for each in jobs):
         return "running"
     if held:
         return "held"
     if jobs:
         return "waiting"
-    return "not in the queue" if job and job.ids else "not launched"
+    return "not in the queue" if job and job.mode != "local" else "not launched"
 
 
 def _seconds_a_step(steps: Sequence[Record]) -> float | None:
