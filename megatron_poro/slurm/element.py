@@ -39,7 +39,7 @@ KEPT_VARIABLES = re.compile(
     r"SLURM|NCCL|RCCL|GLOO|FI_|HSA_|ROCR_|HIP_|CUDA_|MIOPEN_|OMP_|KMP_|MKL_|TORCH|PORO_|PYTHON|LD_|PATH$|HF_HOME|HF_HUB_OFFLINE|WANDB_(MODE|DIR|PROJECT|ENTITY)"
     r"|MASTER_|LANG|LC_|HOSTNAME|USER$|VIRTUAL_ENV|SINGULARITY|APPTAINER|MPICH|UCX|LOADEDMODULES|TMPDIR|TZ"
 )
-SECRET = re.compile(r"KEY|TOKEN|JWT|SECRET|PASS|CRED|AUTH|COOKIE", re.IGNORECASE)
+SECRET = re.compile(r"KEY|TOKEN|JWT|SECRET|PASS|PW(?!D)|CRED|AUTH|COOKIE|PRIVATE", re.IGNORECASE)
 
 
 Result = TypeVar("Result")
@@ -151,7 +151,7 @@ def end(folder: Path, code: int) -> int:
         return code
     _follow_exclusions(job)
     if job.mode == queue.REQUEUE:
-        _patiently(lambda: queue.requeue(os.environ["SLURM_JOB_ID"]))
+        _patiently(lambda: queue.requeue(queue.own_job()))
     return 0 if code == STOPPED_CODE else code
 
 
@@ -185,7 +185,7 @@ def finish(folder: Path, index: int, code: int) -> int:
     notes = read_notes(directory)
     launched = max((n for n, record in enumerate(notes) if record["event"] == "launch"), default=0)
     tried = sum(record["event"] == "end" and record["index"] == index for record in notes[launched:])
-    if code != USER_ERROR_CODE and tried < job.brake and (own := os.environ.get("SLURM_JOB_ID")):
+    if code != USER_ERROR_CODE and tried < job.brake and (own := queue.own_job()):
         _patiently(lambda: queue.requeue(own))
     return code
 
@@ -279,7 +279,7 @@ def _follow_exclusions(job: Job) -> None:
 
 def _queue_again(job: Job, bad: list[str]) -> bool:
     """Give the nodes back and wait for others; False when there are none, or Slurm does not want to."""
-    own = os.environ.get("SLURM_JOB_ID", "")
+    own = queue.own_job()
     left_out = excluded(read_notes(Path(job.directory)))
     allowed = _patiently(lambda: queue.affordable(job, left_out)) or []
     if not own or not all(node in allowed for node in bad):
@@ -319,11 +319,13 @@ def _keep_surroundings(folder: Path) -> None:
     """Keep environment and job of this element beside its log. Variables that may hold a secret are named without their value."""
     kept = folder / "elements" / f"{queue.own_job() or 'local'}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     names = sorted(name for name in os.environ if KEPT_VARIABLES.match(name) or is_secret(name))
-    own = os.environ.get("SLURM_JOB_ID")
+    own = queue.own_job()
     shown = (_patiently(lambda: show_job(own)) if own else None) or {}
     try:
         kept.mkdir(parents=True, exist_ok=True)
-        _write_pairs(kept / "environment.txt", {name: "(set)" if is_secret(name) else os.environ[name] for name in names})
+        _write_pairs(
+            kept / "environment.txt", {name: "(set)" if is_secret(name, os.environ[name]) else os.environ[name] for name in names}
+        )
         _write_pairs(kept / "job.txt", shown)
     except OSError as error:
         print(f"warning: {kept}: {error.strerror}", file=sys.stderr, flush=True)
@@ -333,6 +335,6 @@ def _write_pairs(path: Path, pairs: Mapping[str, str]) -> None:
     path.write_text("".join(f"{name}={value}\n" for name, value in pairs.items()), encoding="utf-8")
 
 
-def is_secret(name: str) -> bool:
-    """Whether a variable may hold what must reach no file."""
-    return bool(SECRET.search(name))
+def is_secret(name: str, value: str = "") -> bool:
+    """Whether a variable may hold what must reach no file: going by its name, or by a password in an address that it holds."""
+    return bool(SECRET.search(name) or re.search(r"://[^/\s@]*:[^/\s@]*@", value))

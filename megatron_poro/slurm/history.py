@@ -87,10 +87,12 @@ def done_shares(notes: Sequence[Record], count: int) -> set[int]:
 
 
 def excluded(notes: Sequence[Record]) -> dict[str, str]:
-    """The nodes that are left out, each with the reason, oldest first."""
+    """The nodes that are left out, each with the reason, oldest first; a launch takes them back."""
     nodes: dict[str, str] = {}
     for record in notes:
-        if record["event"] == "exclude":
+        if record["event"] == "launch":
+            nodes.clear()
+        elif record["event"] == "exclude":
             nodes[record["node"]] = record["reason"]
         elif record["event"] == "include":
             nodes.pop(record["node"], None)

@@ -21,7 +21,7 @@ from megatron_poro.slurm.history import hold_reason
 from megatron_poro.slurm.profile import NAMES, load_profile
 from megatron_poro.slurm.records import Job, folder_of, load_job, note, read_notes, save_job
 from megatron_poro.slurm.script import Plan, render
-from megatron_poro.slurm.size import Request, plan_size, refuse_known_bad, sbatch_options, srun_options_of
+from megatron_poro.slurm.size import Request, plan_size, refuse_known_bad, refuse_overruling, sbatch_options, srun_options_of
 from megatron_poro.slurm.submission import submit_script
 from megatron_poro.training.lock import hold_lock
 from megatron_poro.training.signals import STOP
@@ -76,6 +76,8 @@ def prepare(request: Request, *, after: tuple[str, ...] | None = None) -> Prepar
         after=after or (),
     )
     options, srun_options = sbatch_options(request, profile, size), srun_options_of(profile, size)
+    if profile.scheduler == "slurm":
+        refuse_overruling(options, request.sbatch, os.environ)
     text = render(
         Plan(profile, job.directory, job.run_file, sys.executable, options, srun_options, size.nodes, size.tasks_per_node)
     )
@@ -141,13 +143,13 @@ def _submit_elements(prepared: Prepared, job: Job, earlier: Job | None) -> Job:
     return job
 
 
-def save_submitted(job: Job) -> None:
+def save_submitted(job: Job, **values: Any) -> None:
     """Note the ids of what is in the queue now. A disk that filled up meanwhile costs the ids, which the queue knows as well."""
     try:
         save_job(job)
     except OSError as error:
         print(f"warning: {job.folder}: {error.strerror}; {', '.join(job.ids)} is submitted all the same", file=sys.stderr)
-    note(Path(job.directory), "launch", ids=list(job.ids))
+    note(Path(job.directory), "launch", ids=list(job.ids), **values)
 
 
 def run_here(job: Job) -> int:

@@ -23,10 +23,11 @@ Each step waits in the queue for those it comes after, and looks whether they ar
 are done or in the queue are left alone.
 """
 
+import os
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,13 +35,17 @@ from megatron_poro.config import load_run
 from megatron_poro.config.parse import Problems, build
 from megatron_poro.config.schema import setting
 from megatron_poro.errors import ConfigError, LaunchError
-from megatron_poro.slurm.commands import call, queued
-from megatron_poro.slurm.history import hold_reason
-from megatron_poro.slurm.launch import keep_script, prepare, submit
+from megatron_poro.observe import Record
+from megatron_poro.slurm.commands import queued
+from megatron_poro.slurm.history import done_shares, hold_reason
+from megatron_poro.slurm.launch import keep_script, prepare, save_submitted, submit
 from megatron_poro.slurm.profile import NAMES, load_profile
-from megatron_poro.slurm.records import Job, load_job, note, read_notes, save_job
+from megatron_poro.slurm.queue import with_ids
+from megatron_poro.slurm.records import Job, load_job, read_notes, save_job
 from megatron_poro.slurm.script import CommandPlan, render_command
-from megatron_poro.slurm.size import Request, command_options, parse_minutes, plan_command
+from megatron_poro.slurm.size import Request, command_options, parse_minutes, plan_command, refuse_overruling
+from megatron_poro.slurm.submission import submit_script
+from megatron_poro.training.lock import hold_lock
 from megatron_poro.training.start import find_finished
 
 
@@ -105,7 +110,7 @@ def _find_problems(pipeline: Pipeline) -> Iterator[str]:
     seen: list[str] = []
     for n, step in enumerate(pipeline.steps):
         key = f"steps[{n}]"
-        if step.name in seen or not step.name or Path(step.name).name != step.name:
+        if step.name in seen or step.name in ("", "..") or Path(step.name).name != step.name:
             yield f"{key}.name: {step.name!r} must be a plain name of its own"
         if bool(step.command) == bool(step.run):
             yield f"{key}: give either `command` or `run`"
@@ -122,37 +127,74 @@ def launch_pipeline(path: Path, *, dry_run: bool) -> list[str]:
     if path.exists() and not is_pipeline(path):
         raise LaunchError(f"{path}: no recipe, for it has no [[steps]]; a run file is launched without --pipeline")
     pipeline = load_pipeline(path)
-    said = []
+    planned = list(_launch_steps(pipeline, path, dry_run=True))  # a mistake in a later step is told before the first is submitted
+    if dry_run:
+        return planned
+    folder = Path(pipeline.directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(f"{folder}: {error.strerror}; nothing was submitted") from None
+    with hold_lock(folder / "lock", f"{folder}: another `poro launch --pipeline` submits its steps right now"):
+        _claim(folder / "recipe", path.name)
+        return list(_launch_steps(pipeline, path, dry_run=False))
+
+
+def _claim(file: Path, name: str) -> None:
+    """Keep the name of the recipe that the folder belongs to: of another one, steps of the same names would pass for done."""
+    owner = file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    if owner and owner != name:
+        raise LaunchError(
+            f"{file.parent} belongs to {owner}; give {name} a `directory` of its own, or remove {file} if it was renamed"
+        )
+    if not owner:
+        file.write_text(name + "\n", encoding="utf-8")
+
+
+def _launch_steps(pipeline: Pipeline, path: Path, *, dry_run: bool) -> Iterator[str]:
     for step in pipeline.steps:
-        state, _ = step_state(pipeline, step)
+        state, detail = step_state(pipeline, step)
         if state in ("done", "running", "waiting", "held"):
-            said.append(f"{step.name}: {state}")
-            continue
-        if dry_run:
-            said.append(_dry(pipeline, step, path))
-            continue
-        job = _submit(pipeline, step, path)
-        said.append(f"{step.name}: submitted {', '.join(job.ids)}")
-    return said
+            yield f"{step.name}: {state}" + (f", {detail}" if state == "done" and detail else "")
+        elif dry_run:
+            yield _dry(pipeline, step, path)
+        else:
+            yield f"{step.name}: submitted {', '.join(_submit(pipeline, step, path).ids)}"
 
 
 def step_state(pipeline: Pipeline, step: Step) -> tuple[str, str]:
     """State of a step (done, running, waiting, held, failed, not launched) and what there is to say of it."""
     directory = directory_of(pipeline, step)
     job, notes = load_job(directory), read_notes(directory)
-    shares = {record["index"] for record in notes if record["event"] == "done"}
+    shares = done_shares(notes, step.shares)
     is_done = find_finished(load_run(Path(step.run))) is not None if step.run else len(shares) >= step.shares
-    if is_done or job is None:
-        return ("done", "") if is_done else ("not launched", "")
-    there = queued(job.ids)
+    if is_done:
+        return "done", _changed(step, notes)
+    if job is None:
+        return "not launched", ""
+    there = queued(with_ids(job).ids)
     if any(each.is_running for each in there):
         return "running", f"{len(shares)} of {step.shares} shares done" if step.shares > 1 else ""
     if reason := hold_reason(notes):
         return "held", reason
     if there:
         return "waiting", "; ".join(sorted({each.reason for each in there}))
-    failures = [record for record in notes if record["event"] in ("end", "blocked")]
-    return "failed", str(failures[-1].get("reason") or f"exit code {failures[-1]['code']}") if failures else ""
+    return "failed", _why_failed(notes, job)
+
+
+def _changed(step: Step, notes: Sequence[Record]) -> str:
+    """What there is to say of a command that is done when the recipe has another one by now."""
+    launches = [record["command"] for record in notes if record["event"] == "launch" and "command" in record]
+    if step.run or not launches or launches[-1] == list(step.command):
+        return ""
+    return "by another command than the recipe has now; under another name it is done anew"
+
+
+def _why_failed(notes: Sequence[Record], job: Job) -> str:
+    told = [record for record in notes if record["event"] in ("launch", "begin", "end", "blocked")][-1:]
+    if told and told[0]["event"] in ("end", "blocked"):
+        return str(told[0].get("reason") or f"exit code {told[0]['code']}")
+    return f"ended without saying why: cancelled, over its time or its memory; see {job.folder / 'logs'}" if told else ""
 
 
 def directory_of(pipeline: Pipeline, step: Step) -> Path:
@@ -172,8 +214,8 @@ def render_pipeline(path: Path) -> str:
 
 
 def _submit(pipeline: Pipeline, step: Step, path: Path) -> Job:
-    after = [each for each in pipeline.steps if each.name in step.after]
-    waits_for = [name for each in after if (job := load_job(directory_of(pipeline, each))) for name in job.ids]
+    after = [each for each in pipeline.steps if each.name in step.after and step_state(pipeline, each)[0] != "done"]
+    waits_for = [name for each in after if (job := load_job(directory_of(pipeline, each))) for name in with_ids(job).ids]
     live = sorted({each.job.partition("_")[0] for each in queued(waits_for)})
     words = (f"--dependency=afterany:{':'.join(live)}",) if live else ()
     directories = tuple(str(directory_of(pipeline, each)) for each in after)
@@ -183,10 +225,8 @@ def _submit(pipeline: Pipeline, step: Step, path: Path) -> Job:
     job = replace(job, after=directories)
     keep_script(job, render_command(plan))
     save_job(job)
-    ids = call(*_words(job, step), *words, job.script).strip().partition(";")[0]
-    job = replace(job, ids=(ids,))
-    save_job(job)
-    note(Path(job.directory), "launch", ids=[ids])
+    job = replace(job, ids=(submit_script((*_words(job, step), *words, job.script), job.folder / "logs"),))
+    save_submitted(job, command=step.command)
     return job
 
 
@@ -220,6 +260,7 @@ def _command(pipeline: Pipeline, step: Step, path: Path) -> tuple[CommandPlan, J
     directory = Path(pipeline.directory) / step.name
     size = plan_command(replace(_request(pipeline, step, ()), elements=step.shares), profile)
     options = command_options(profile, size, cpus=step.cpus, memory=step.memory, devices=step.devices)
+    refuse_overruling(options, (), os.environ)
     plan = CommandPlan(profile, str(directory), str(path.resolve().parent), sys.executable, options, step.command, step.shares)
     job = Job(
         name=size.name,

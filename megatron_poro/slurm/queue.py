@@ -22,7 +22,10 @@ REQUEUE = "requeue"
 
 
 def own_job(environment: Mapping[str, str] = os.environ) -> str:
-    """What a person calls the job that this process belongs to: 12 or 12_3; empty outside of one."""
+    """What a person calls the job that this process belongs to: 12 or 12_3; empty outside of one.
+
+    Slurm's commands take it too. SLURM_JOB_ID they would not: that of an array's last element means the whole array to them.
+    """
     array = environment.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment.get("SLURM_JOB_ID", "")
 

@@ -8,6 +8,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
+from megatron_poro.errors import LaunchError
 from megatron_poro.slurm.profile import Container, Profile
 
 NOTHING_TO_DO = 10
@@ -92,7 +93,7 @@ folder={shlex.quote(plan.directory + "/slurm")}        # what belongs to the lau
 poro() {{ {shlex.quote(plan.python)} -m megatron_poro "$@"; }}   # outside of a container: it calls Slurm's commands
 if [ ! -f "$folder/job.json" ]; then
   echo "error: $folder/job.json is gone; was the run directory moved? Launch it again from where it is" >&2
-  exit 2
+  {_give_up(plan)}exit 2
 fi
 """
 
@@ -100,6 +101,7 @@ fi
 def _environment(plan: Plan | CommandPlan) -> str:
     lines = [f"module load {shlex.quote(module)}" for module in plan.profile.modules]
     if plan.profile.scheduler == "slurm":
+        lines.append("unset SLURM_EXPORT_ENV   # under sbatch --export=NONE, ranks would get nothing of what is exported here")
         lines.append("export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}   # srun no longer takes it from the job (since 22.05)")
     variables = plan.profile.environment
     lines += [f"export {variable.name}={_expand(variable.value)}   # {_one_line(variable.why)}" for variable in variables]
@@ -107,15 +109,20 @@ def _environment(plan: Plan | CommandPlan) -> str:
 
 
 def _begin(plan: Plan) -> str:
-    # What cannot even be looked at would use up all elements within seconds.
-    give_up = 'scontrol hold "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"; ' if plan.profile.scheduler == "slurm" else ""
     return f"""
 # Anything left to do? The environment, the job as Slurm sees it, modules and container are kept with the element.
 poro element begin "$folder"; code=$?
 [ "$code" = {NOTHING_TO_DO} ] && exit 0
-[ "$code" = 0 ] || {{ {give_up}exit "$code"; }}
+[ "$code" = 0 ] || {{ {_give_up(plan)}exit "$code"; }}
 {{ module list; }} >"$folder/modules.txt" 2>&1 || true
 """
+
+
+def _give_up(plan: Plan | CommandPlan) -> str:
+    """Hold what waits: what cannot even be looked at would use up all elements within seconds."""
+    if plan.profile.scheduler != "slurm" or isinstance(plan, CommandPlan):
+        return ""
+    return 'scontrol hold "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"; '
 
 
 def _check(plan: Plan) -> str:
@@ -190,6 +197,8 @@ def _expand(value: str) -> str:
 
 
 def _container_words(container: Container, plan: Plan | CommandPlan) -> str:
+    if re.search("[,:]", plan.directory):
+        raise LaunchError(f"{plan.directory}: {container.runtime} --bind has no way to write a path with ',' or ':'; rename it")
     binds = ",".join([*container.binds, plan.directory])
     words = [container.runtime, "exec", *container.arguments, "--bind", binds, container.image]
     return " ".join(shlex.quote(word) for word in words)

@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,32 @@ LEAD_SAVES = 3.0
 TICK_SECONDS = 60
 """Slurm sends the signal up to this much early, never late (man sbatch)."""
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+NEVER = ("--array", "--wait")
+"""What breaks a launch also where its script has no such option: two elements at once, an sbatch that ends with the run."""
+OVERRULING = {
+    "SBATCH_ARRAY_INX": "--array",
+    "SBATCH_WAIT": "--wait",
+    "SBATCH_PARTITION": "--partition",
+    "SBATCH_TIMELIMIT": "--time",
+    "SBATCH_JOB_NAME": "--job-name",
+    "SBATCH_OPEN_MODE": "--open-mode",
+    "SBATCH_NO_REQUEUE": "--requeue",
+    "SBATCH_SIGNAL": "--signal",
+    "SBATCH_MEM_PER_NODE": "--mem",
+    "SBATCH_MEM_PER_CPU": "--mem",
+    "SBATCH_MEM_PER_GPU": "--mem",
+    "SBATCH_GPUS": "--gpus",
+    "SBATCH_GPUS_PER_NODE": "--gpus-per-node",
+    "SBATCH_HINT": "--hint",
+}
+"""Variables of sbatch, with the option that they overrule (man sbatch, INPUT ENVIRONMENT VARIABLES)."""
+FIXED = (
+    *("--array", "-a", "--wait", "-W", "--test-only", "--wrap", "--chdir", "-D", "--signal", "--parsable"),
+    *("--time", "-t", "--nodes", "-N", "--ntasks-per-node", "--partition", "-p"),
+)
+"""Options that `--sbatch` must not say again."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +150,23 @@ def refuse_known_bad(profile: Profile, environment: Mapping[str, str]) -> None:
         value = environment.get(bad.name)
         if value is not None and (not bad.values or value in bad.values):
             raise LaunchError(f"{bad.name}={value} in the environment: {bad.why}; {bad.instead} ({bad.source})")
+
+
+def refuse_overruling(options: Sequence[tuple[str, str]], words: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Raise LaunchError when a variable (it overrules the script) or a word of --sbatch breaks what a launch relies on."""
+    said = {option.partition("=")[0] for option, _ in options}
+    for name, option in OVERRULING.items():
+        if name in environment and (option in said or option in NEVER):
+            raise LaunchError(f"{name}={environment[name]} in the environment overrules {option} of the script; unset it")
+    for word in words:
+        name = word.partition("=")[0]
+        if not word.startswith("-"):
+            raise LaunchError(
+                f"--sbatch: {word!r} is no option, and sbatch would take it for the script; write --sbatch=--qos=high"
+            )
+        known = [each for each in FIXED if (each.startswith(name) and len(name) > 3 if name[1:2] == "-" else each == name[:2])]
+        if known:
+            raise LaunchError(f"--sbatch={word}: {known[0]} is for `poro launch` to say; see `poro launch --help`")
 
 
 def plan_command(request: Request, profile: Profile) -> Size:

@@ -5,18 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from megatron_poro.errors import LaunchError
 from megatron_poro.slurm import commands, element
 from megatron_poro.slurm.commands import SlurmError, call, queued
 from megatron_poro.slurm.control import cancel, stop
 from megatron_poro.slurm.launch import prepare, submit
+from megatron_poro.slurm.pipeline import launch_pipeline, render_pipeline
 from megatron_poro.slurm.records import Job, load_job, note, read_notes, save_job
 from megatron_poro.slurm.script import NOTHING_TO_DO
 from megatron_poro.slurm.size import Request
 from megatron_poro.slurm.status import read_status
 from megatron_poro.slurm.submission import submit_script
+from megatron_poro.training import lock
 from megatron_poro.training.signals import STOP
+from tests.runs import poro
 from tests.slurm.test_script import write_inputs
 
 
@@ -236,3 +240,83 @@ def test_one_node_after_the_other_is_left_out_as_often_as_the_brake_says(
         note(tmp_path / "run", "begin", job="7", restart=0, step=0, nodes=[node], devices=1, num_events=0)
         codes.append(element.check_nodes(job.folder, tmp_path / "none"))
     assert codes == [NOTHING_TO_DO, NOTHING_TO_DO, 0]
+
+
+def recipe(folder: Path, name: str = "recipe.toml", **changes: Any) -> Path:
+    path = folder / name
+    step = {"name": "look", "command": ["doctor"], "time": "0:10:00", "shares": 2, **changes}
+    path.write_text(tomli_w.dumps({"directory": "recipe", "cluster": "test", "steps": [step]}))
+    return path
+
+
+def finish_shares(folder: Path, count: int) -> None:
+    for index in range(count):
+        assert element.finish(folder / "recipe" / "look" / "slurm", index, 0) == 0
+
+
+def test_a_recipe_that_was_changed_is_not_done(fakes: Fakes, tmp_path: Path) -> None:
+    fakes.says("sbatch", "echo 7")
+    assert launch_pipeline(recipe(tmp_path), dry_run=False) == ["look: submitted 7"]
+    finish_shares(tmp_path, 2)
+    assert launch_pipeline(recipe(tmp_path), dry_run=False) == ["look: done"]
+    (said,) = launch_pipeline(recipe(tmp_path, command=["doctor", "--json"]), dry_run=False)
+    assert said.startswith("look: done, by another command than the recipe has now")
+    assert launch_pipeline(recipe(tmp_path, shares=4), dry_run=False) == ["look: submitted 7"]
+    assert element.ready(tmp_path / "recipe" / "look" / "slurm", 0) == 0
+
+
+def test_two_recipes_do_not_share_a_folder(fakes: Fakes, tmp_path: Path) -> None:
+    fakes.says("sbatch", "echo 7")
+    launch_pipeline(recipe(tmp_path), dry_run=False)
+    with pytest.raises(LaunchError, match=r"recipe belongs to recipe.toml; give other.toml a `directory` of its own"):
+        launch_pipeline(recipe(tmp_path, "other.toml"), dry_run=False)
+
+
+def test_two_launches_of_a_recipe_do_not_submit_at_once(fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "LOCK_PATIENCE_SECONDS", 0.0)
+    (tmp_path / "recipe").mkdir()
+    with (
+        lock.hold_lock(tmp_path / "recipe" / "lock", ""),
+        pytest.raises(LaunchError, match="another `poro launch --pipeline` submits its steps right now"),
+    ):
+        launch_pipeline(recipe(tmp_path), dry_run=False)
+    assert not fakes.called("sbatch")
+
+
+def test_a_step_that_ended_without_a_word_is_told_so(fakes: Fakes, tmp_path: Path) -> None:
+    fakes.says("sbatch", "echo 7")
+    launch_pipeline(recipe(tmp_path), dry_run=False)
+    assert element.ready(tmp_path / "recipe" / "look" / "slurm", 0) == 0
+    assert "failed        ended without saying why: cancelled, over its time" in render_pipeline(tmp_path / "recipe.toml")
+
+
+def test_a_step_comes_after_a_run_that_was_trained_by_hand(fakes: Fakes, tmp_path: Path) -> None:
+    path = write_inputs(tmp_path)
+    poro("train", path)
+    steps = [
+        {"name": "train", "run": path.name, "nodes": 1, "tasks_per_node": 1, "elements": 1, "time": "0:10:00"},
+        {"name": "look", "command": ["doctor"], "time": "0:10:00", "after": ["train"]},
+    ]
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps({"directory": "recipe", "cluster": "test", "steps": steps}))
+    fakes.says("sbatch", "echo 7")
+    assert launch_pipeline(tmp_path / "recipe.toml", dry_run=False) == ["train: done", "look: submitted 7"]
+    assert element.ready(tmp_path / "recipe" / "look" / "slurm", 0) == 0
+
+
+def test_a_mistake_in_a_later_step_is_told_before_the_first_is_submitted(fakes: Fakes, tmp_path: Path) -> None:
+    steps = [{"name": name, "command": ["doctor"], "time": time} for name, time in (("a", "0:10:00"), ("b", "ten minutes"))]
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps({"directory": "recipe", "cluster": "test", "steps": steps}))
+    with pytest.raises(LaunchError, match="ten minutes"):
+        launch_pipeline(tmp_path / "recipe.toml", dry_run=False)
+    assert not fakes.called("sbatch")
+
+
+def test_the_last_share_queues_itself_again_and_not_the_array_whose_number_it_has(
+    fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes.says("sbatch", "echo 7")
+    launch_pipeline(recipe(tmp_path), dry_run=False)
+    for name, value in (("SLURM_ARRAY_JOB_ID", "7"), ("SLURM_ARRAY_TASK_ID", "1"), ("SLURM_JOB_ID", "7")):
+        monkeypatch.setenv(name, value)
+    element.finish(tmp_path / "recipe" / "look" / "slurm", 1, 1)
+    assert fakes.called("scontrol requeue") == ["scontrol requeue 7_1"]

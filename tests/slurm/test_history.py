@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from megatron_poro.slurm.history import attempts, excluded, hold_reason, last_failure, num_fruitless, suspects
+from megatron_poro.slurm.history import attempts, done_shares, excluded, hold_reason, last_failure, num_fruitless, suspects
 
 LAUNCH = {"event": "launch", "time": 0.0, "ids": ["7"]}
 
@@ -56,6 +56,7 @@ def test_an_attempt_knows_its_time_and_what_it_gained() -> None:
 def test_nodes_are_left_out_until_they_are_taken_back() -> None:
     notes = [{"event": "exclude", "node": node, "reason": "slow"} for node in ("a", "b")]
     assert excluded([*notes, {"event": "include", "node": "a"}]) == {"b": "slow"}
+    assert excluded([*notes, LAUNCH]) == {}  # as docs/slurm.md says of a node that should not be
 
 
 def test_a_hold_lasts_until_an_element_begins_or_it_is_launched_again() -> None:
@@ -83,3 +84,9 @@ def test_a_host_is_blamed_for_a_hang_at_once_and_for_a_kill_the_second_time() ->
 def test_the_last_failure_is_told_with_rank_host_and_code() -> None:
     assert last_failure([failed("a", "hang", time=1.0)]) == "rank 3 on a, exit code 137: hang"
     assert not last_failure([failed("a", "hang", time=1.0)], 1)
+
+
+def test_a_share_of_another_division_of_the_work_is_not_done() -> None:
+    notes = [{"event": "done", "index": index, "count": 2} for index in (0, 1)]
+    assert done_shares(notes, 2) == {0, 1}
+    assert done_shares(notes, 4) == set()

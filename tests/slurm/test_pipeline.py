@@ -98,6 +98,7 @@ def test_a_step_that_fails_stops_those_after_it_and_the_next_launch_goes_on(slur
     ("step", "message"),
     [
         ({"name": "a/b", "command": ["doctor"]}, r"steps\[0\]\.name: 'a/b' must be a plain name"),
+        ({"name": "..", "command": ["doctor"]}, r"steps\[0\]\.name: '\.\.' must be a plain name"),
         ({"name": "a"}, r"steps\[0\]: give either `command` or `run`"),
         ({"name": "a", "command": ["doctor"], "after": ["b"]}, r"steps\[0\]\.after: 'b' is no earlier step; there are none"),
         ({"name": "a", "command": ["doctor"], "shares": 0}, r"steps\[0\]: shares, attempts and cpus"),

@@ -16,6 +16,7 @@ import pytest
 from megatron_poro.config import save_run
 from megatron_poro.engine.paths import list_checkpoints, step_of
 from megatron_poro.errors import LaunchError
+from megatron_poro.slurm.element import is_secret
 from megatron_poro.slurm.launch import _note_image, explain, keep_script, prepare
 from megatron_poro.slurm.profile import NAMES, Variable, load_profile
 from megatron_poro.slurm.records import load_job, read_notes, save_job
@@ -184,6 +185,62 @@ def test_a_setting_that_is_known_to_hang_is_refused_with_its_source() -> None:
     with pytest.raises(LaunchError, match=r"NCCL_NET_GDR_LEVEL=PHB .*hang.*leave it unset.*laifs-container-recipes/issues/30"):
         refuse_known_bad(lumi, {"NCCL_NET_GDR_LEVEL": "PHB"})
     refuse_known_bad(lumi, {"NCCL_NET_GDR_LEVEL": "3"})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("SBATCH_ARRAY_INX", "overrules --array"), ("SBATCH_PARTITION", "overrules --partition"), ("SBATCH_WAIT", "overrules --wait")],
+)
+def test_a_variable_that_overrules_the_script_is_refused(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Request(write_inputs(tmp_path), cluster="test", nodes=1, tasks_per_node=1, elements=2, minutes=10, mode="chain")
+    monkeypatch.setenv("SBATCH_QOS", "high")
+    prepare(asked)
+    monkeypatch.setenv(name, "0-9")
+    with pytest.raises(LaunchError, match=f"{name}=0-9 in the environment {message} of the script; unset it"):
+        prepare(asked)
+
+
+@pytest.mark.parametrize("word", ["--array=0-9", "--arr=0-9", "-a0-9", "--wait", "-W", "--test-only", "-N4", "job.sh"])
+def test_an_option_of_sbatch_that_breaks_a_launch_is_refused(word: str, tmp_path: Path) -> None:
+    asked = Request(write_inputs(tmp_path), cluster="test", nodes=1, tasks_per_node=1, elements=2, minutes=10)
+    prepare(replace(asked, sbatch=("--qos=high", "-q", "--nodelist=a", "--wait-all-nodes=1", "--dependency=afterany:3")))
+    with pytest.raises(LaunchError, match=r"--sbatch.*(is for `poro launch` to say|is no option)"):
+        prepare(replace(asked, sbatch=(word,)))
+
+
+@pytest.mark.parametrize("directory", ["/scratch/a,b", "/scratch/a:b"])
+def test_a_folder_that_cannot_be_bound_into_a_container_is_refused(directory: str) -> None:
+    render(plan_of("lumi", directory))
+    with pytest.raises(LaunchError, match=r"singularity --bind has no way to write a path with ',' or ':'; rename it"):
+        render(plan_of("lumi", directory, image="/images/rocm.sif"))
+
+
+def test_ranks_get_the_environment_also_where_the_job_got_none() -> None:
+    assert "unset SLURM_EXPORT_ENV" in render(plan_of("lumi"))
+
+
+@pytest.mark.parametrize("damage", ["rm job.json", "echo 'no json' >job.json"])
+def test_an_element_that_cannot_read_its_launch_holds_the_others(damage: str, tmp_path: Path) -> None:
+    path = write_inputs(tmp_path)
+    prepared = prepare(Request(path, cluster="test", nodes=1, tasks_per_node=1, elements=1, minutes=5))
+    keep_script(prepared.job, prepared.text)
+    save_job(prepared.job)
+    subprocess.run(["bash", "-c", damage], cwd=prepared.job.folder, check=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "scontrol").write_text(f'#!/bin/bash\necho "$*" >>{tmp_path}/said\n')
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_ARRAY_JOB_ID": "7", "SLURM_JOB_ID": "8"}
+    done = subprocess.run(["bash", prepared.job.script], env=environment, cwd=os.getcwd(), check=False, capture_output=True)
+    assert done.returncode == 2
+    assert (tmp_path / "said").read_text() == "hold 7\n"
+
+
+def test_a_password_in_an_address_or_under_a_short_name_is_a_secret() -> None:
+    assert is_secret("SINGULARITYENV_https_proxy", "http://me:hunter2@proxy:8080")
+    assert is_secret("APPTAINERENV_DB_PW")
+    assert not is_secret("SINGULARITYENV_https_proxy", "http://proxy:8080")
 
 
 def test_the_lead_follows_the_slowest_save(tmp_path: Path) -> None:
