@@ -189,4 +189,5 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give the prefix of a pair, without .bin or .idx") from None
+        way = "give the prefix of a pair, without .bin or .idx" if path.suffix == ".idx" else "it belongs to the .idx beside it"
+        raise DataError(f"{path}: {error.strerror}; {way}") from None

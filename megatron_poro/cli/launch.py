@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_poro.errors import USER_ERROR_CODE, USER_ERRORS, LaunchError
@@ -18,10 +19,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     status.set_defaults(run=_status)
     for name, what in (
         ("stop", "save, end, and cancel the elements that wait"),
-        ("cancel", "cancel all elements; nothing is saved"),
+        ("cancel", "end all elements at once; nothing is saved"),
     ):
         parser = commands.add_parser(name, help=what)
-        parser.add_argument("run_path", metavar="RUN", type=Path, help="run directory or run file")
+        parser.add_argument("run_path", metavar="RUN", type=Path, help="run directory, run file or recipe")
         parser.set_defaults(run=_stop if name == "stop" else _cancel)
     _add_element(commands)
 
@@ -119,6 +120,7 @@ def _lead(text: str) -> float:
 def _launch(args: argparse.Namespace) -> int:
     from megatron_poro.slurm.launch import explain, prepare, run_here, submit
     from megatron_poro.slurm.pipeline import is_pipeline, launch_pipeline
+    from megatron_poro.slurm.records import count
     from megatron_poro.slurm.size import Request
 
     if args.pipeline:
@@ -148,7 +150,8 @@ def _launch(args: argparse.Namespace) -> int:
             lead_minutes=args.lead,
             sbatch=tuple(args.sbatch),
             name=args.name,
-        )
+        ),
+        dry_run=args.dry_run,
     )
     if args.dry_run:
         print(explain(prepared))
@@ -156,7 +159,8 @@ def _launch(args: argparse.Namespace) -> int:
     job = submit(prepared)
     if job.mode == "local":
         return run_here(job)
-    print(f"submitted {', '.join(job.ids)}: {job.elements} elements on {job.nodes} nodes; `poro status {job.directory}` shows them")
+    what = f"{count(job.elements, 'element')} on {count(job.nodes, 'node')}"
+    print(f"submitted {', '.join(job.ids)}: {what}; `poro status {job.directory}` shows them")
     return 0
 
 
@@ -170,12 +174,12 @@ def _directory(path: Path) -> Path:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from megatron_poro.slurm.pipeline import is_pipeline, render_pipeline
+    from megatron_poro.slurm.pipeline import is_pipeline, pipeline_status, render_pipeline
     from megatron_poro.slurm.status import read_status, render, render_line
 
     if len(args.runs) == 1:
         if is_pipeline(args.runs[0]):
-            print(render_pipeline(args.runs[0]))
+            print(json.dumps(pipeline_status(args.runs[0]), indent=1) if args.json else render_pipeline(args.runs[0]))
         else:
             status = read_status(_directory(args.runs[0]))
             print(json.dumps(status.as_dict(), indent=1) if args.json else render(status))
@@ -183,6 +187,8 @@ def _status(args: argparse.Namespace) -> int:
     found, code = [], 0
     for path in args.runs:
         try:
+            if is_pipeline(path):
+                raise LaunchError(f"{path}: a recipe of steps; `poro status {path}` alone shows them")
             found.append(read_status(_directory(path)))
         except USER_ERRORS as error:  # the others are still wanted
             print(f"error: {error}", file=sys.stderr)
@@ -194,14 +200,24 @@ def _status(args: argparse.Namespace) -> int:
 def _stop(args: argparse.Namespace) -> int:
     from megatron_poro.slurm.control import stop
 
-    print(stop(_directory(args.run_path)))
-    return 0
+    return _for_each(args.run_path, stop)
 
 
 def _cancel(args: argparse.Namespace) -> int:
     from megatron_poro.slurm.control import cancel
 
-    print(cancel(_directory(args.run_path)))
+    return _for_each(args.run_path, cancel)
+
+
+def _for_each(path: Path, work: Callable[[Path], str]) -> int:
+    """Do it to a run, or to every step of a recipe that was launched."""
+    from megatron_poro.slurm.pipeline import is_pipeline, launched_directories
+
+    if not is_pipeline(path):
+        print(work(_directory(path)))
+        return 0
+    for directory in launched_directories(path):
+        print(f"{directory}: {work(directory)}")
     return 0
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,15 +77,18 @@ def call(*words: str, patience_seconds: float = PATIENCE_SECONDS) -> str:
 
     Raises SlurmUnreachableError when the controller stayed away for `patience_seconds`, SlurmError when the command failed.
     """
-    deadline = time.monotonic() + patience_seconds
+    deadline, is_told = time.monotonic() + patience_seconds, False
     while True:
         said, is_ok = _try(words)
         if is_ok:
             return said
         if not UNREACHABLE.search(said):
-            raise SlurmError(f"{words[0]}: {said}")
+            raise SlurmError(f"{words[0]}: {said.removeprefix(f'{words[0]}: ').removeprefix('error: ')}")
         if time.monotonic() > deadline:
             raise SlurmUnreachableError(f"{words[0]}: the Slurm controller does not answer: {said}; try again later")
+        if not is_told and patience_seconds > PAUSE_SECONDS * 2:
+            is_told = True
+            print(f"Slurm does not answer {words[0]}; trying for {patience_seconds:.0f} s", file=sys.stderr, flush=True)
         time.sleep(PAUSE_SECONDS)
 
 

@@ -30,7 +30,7 @@ from megatron_poro.slurm.history import (
     suspects,
 )
 from megatron_poro.slurm.nodes import judge, read_measurements
-from megatron_poro.slurm.records import Job, load_job, note, read_notes, save_job
+from megatron_poro.slurm.records import Job, count, load_job, note, read_notes, save_job
 from megatron_poro.slurm.script import NOTHING_TO_DO
 from megatron_poro.training.signals import STOP
 from megatron_poro.training.start import find_finished, stop_file_was_there
@@ -212,7 +212,7 @@ def is_done(job: Job) -> bool:
 def _finish(job: Job) -> int:
     cancelled = _patiently(lambda: queue.cancel_waiting(job))
     note(Path(job.directory), "finished", job=queue.own_job(), cancelled=cancelled or 0)
-    print(f"the run is done; {cancelled or 0} elements that waited are cancelled", flush=True)
+    print("the run is done" + (f"; {count(cancelled, 'element')} that waited cancelled" if cancelled else ""), flush=True)
     return NOTHING_TO_DO
 
 

@@ -8,21 +8,23 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from megatron_poro.config import RunConfig, load_run, save_run
 from megatron_poro.engine.paths import find_newest
-from megatron_poro.errors import LaunchError
+from megatron_poro.errors import USER_ERRORS, LaunchError
 from megatron_poro.slurm.commands import SlurmError, SlurmUnreachableError, has_slurm, launched_from, queued
 from megatron_poro.slurm.element import is_done
 from megatron_poro.slurm.history import hold_reason
-from megatron_poro.slurm.profile import NAMES, load_profile
-from megatron_poro.slurm.records import Job, folder_of, load_job, note, read_notes, save_job
+from megatron_poro.slurm.profile import NAMES, Profile, load_profile
+from megatron_poro.slurm.records import Job, count, folder_of, load_job, note, read_notes, save_job
 from megatron_poro.slurm.script import Plan, render
 from megatron_poro.slurm.size import Request, plan_size, refuse_known_bad, refuse_overruling, sbatch_options, srun_options_of
 from megatron_poro.slurm.submission import submit_script
+from megatron_poro.topology import Layout
 from megatron_poro.training.lock import hold_lock
 from megatron_poro.training.signals import STOP
 from megatron_poro.training.start import check_against, check_before_launch, find_finished, layout_of, make_run_directory
@@ -40,10 +42,11 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepare(request: Request, *, after: tuple[str, ...] | None = None) -> Prepared:
+def prepare(request: Request, *, after: tuple[str, ...] | None = None, dry_run: bool = False) -> Prepared:
     """Check everything that can be checked here, and render. Touches no file. Raises PoroErrors with the way out.
 
-    As a step of a pipeline it comes after the launches in the directories `after`, which may have to make its data first.
+    As a step of a pipeline it comes after the launches in the directories `after`, which may have to make its data first. For a dry
+    run, what the run has to read may still be missing: the notes tell.
     """
     profile = load_profile(request.cluster)
     if request.image:
@@ -52,10 +55,9 @@ def prepare(request: Request, *, after: tuple[str, ...] | None = None) -> Prepar
     directory = Path(config.run_directory)
     size = plan_size(request, profile, config)
     layout = layout_of(config, size.nodes * size.tasks_per_node)
-    if after is None:
-        check_before_launch(config, layout)
-        if newest := find_newest(directory):
-            check_against(config, newest)
+    problems = _find_problems(config, layout, profile.container.image) if after is None else []
+    if problems and not dry_run:
+        raise problems[0]
     refuse_known_bad(profile, os.environ)
     folder = folder_of(directory)
     job = Job(
@@ -84,12 +86,43 @@ def prepare(request: Request, *, after: tuple[str, ...] | None = None) -> Prepar
     log = "--output=%x-%A_%a.log" if request.mode == "array" else "--output=%x-%j.log"
     # The folder goes by --chdir: in --output, Slurm would replace what looks like its patterns.
     words = ("sbatch", "--parsable", f"--chdir={folder / 'logs'}", log, *request.sbatch)
-    return Prepared(job, config, profile.container.image, text, words, (f"layout: {layout}",))
+    return Prepared(job, config, profile.container.image, text, words, tuple(_notes(layout, profile, problems)))
+
+
+def _find_problems(config: RunConfig, layout: Layout, image: str) -> list[Exception]:
+    """What the run has to read and cannot, or not as it is."""
+
+    def check_newest() -> None:
+        if newest := find_newest(Path(config.run_directory)):
+            check_against(config, newest)
+
+    def check_image() -> None:
+        if image and not Path(image).exists():
+            raise LaunchError(f"--container: {image}: no such file or folder")
+
+    found: list[Exception] = []
+    checks: list[Callable[[], None]] = [lambda: check_before_launch(config, layout), check_newest, check_image]
+    for check in checks:
+        try:
+            check()
+        except USER_ERRORS as error:
+            found.append(error)
+    return found
+
+
+def _notes(layout: Layout, profile: Profile, problems: Sequence[Exception]) -> Iterator[str]:
+    yield f"layout: {layout}"
+    if profile.needs_account and profile.devices_per_node and not profile.container.image:
+        yield f"no container: ranks run with {sys.executable}, which needs a torch for {profile.device}; --container gives an image"
+    for problem in problems:
+        yield from (f"would be refused: {line}" for line in str(problem).splitlines())
 
 
 def explain(prepared: Prepared) -> str:
-    """What `--dry-run` prints: the script and the line that would submit it."""
+    """What `--dry-run` prints: the script, what there is to say of it, and the line that would submit it."""
     line = " ".join(shlex.quote(word) for word in (*prepared.words, prepared.job.script))
+    if prepared.job.mode == "local":
+        line = f"bash {shlex.quote(prepared.job.script)}   # up to {count(prepared.job.elements, 'time')}"
     about = "\n".join(f"# {text}" for text in prepared.notes)
     return f"{prepared.text}\n{about}\n# nothing was submitted; this would be:\n{line}"
 
@@ -198,8 +231,9 @@ def _refuse_second(job: Job) -> Job | None:
     if has_slurm() and job.mode != "local":  # what a launch that was ended too early submitted, or one whose job.json is lost
         ids = (*ids, *launched_from(job.folder / "logs"))
     if has_slurm() and (there := queued(ids)):
+        first = next((each for each in there if each.is_running), there[0])
         raise LaunchError(
-            f"{job.directory} is launched already: {there[0].job} is {there[0].state.lower()}; "
-            f"`poro status {job.directory}` shows it, `poro cancel {job.directory}` ends it"
+            f"{job.directory} is launched already: {first.job} is {first.state.lower()}; `poro status {job.directory}` shows it, "
+            f"`poro stop {job.directory}` saves and ends it, `poro cancel {job.directory}` ends it at once"
         )
     return earlier

@@ -24,6 +24,7 @@ are done or in the queue are left alone.
 """
 
 import os
+import shlex
 import sys
 import time
 import tomllib
@@ -193,7 +194,7 @@ def _changed(step: Step, notes: Sequence[Record]) -> str:
 def _why_failed(notes: Sequence[Record], job: Job) -> str:
     told = [record for record in notes if record["event"] in ("launch", "begin", "end", "blocked")][-1:]
     if told and told[0]["event"] in ("end", "blocked"):
-        return str(told[0].get("reason") or f"exit code {told[0]['code']}")
+        return str(told[0].get("reason") or f"exit code {told[0]['code']}; see {job.folder / 'logs'}")
     return f"ended without saying why: cancelled, over its time or its memory; see {job.folder / 'logs'}" if told else ""
 
 
@@ -202,15 +203,28 @@ def directory_of(pipeline: Pipeline, step: Step) -> Path:
     return Path(load_run(Path(step.run)).run_directory) if step.run else Path(pipeline.directory) / step.name
 
 
+def pipeline_status(path: Path) -> list[dict[str, str]]:
+    """Name, state and what there is to say of each step."""
+    pipeline = load_pipeline(path)
+    found = [(step, *step_state(pipeline, step)) for step in pipeline.steps]
+    return [
+        {"step": step.name, "state": state, "detail": detail, "directory": str(directory_of(pipeline, step))}
+        for step, state, detail in found
+    ]
+
+
 def render_pipeline(path: Path) -> str:
     """A line for each step."""
+    told = pipeline_status(path)
+    width = max(len(step["step"]) for step in told)
+    return "\n".join(f"{step['step']:<{width}}  {step['state']:<12}  {step['detail']}".rstrip() for step in told)
+
+
+def launched_directories(path: Path) -> list[Path]:
+    """The directories of the steps that were launched, last step first: so none starts for want of the one before it."""
     pipeline = load_pipeline(path)
-    width = max(len(step.name) for step in pipeline.steps)
-    lines = []
-    for step in pipeline.steps:
-        state, detail = step_state(pipeline, step)
-        lines.append(f"{step.name:<{width}}  {state:<12}  {detail}".rstrip())
-    return "\n".join(lines)
+    directories = [directory_of(pipeline, step) for step in reversed(pipeline.steps)]
+    return [directory for directory in directories if load_job(directory) is not None]
 
 
 def _submit(pipeline: Pipeline, step: Step, path: Path) -> Job:
@@ -232,9 +246,13 @@ def _submit(pipeline: Pipeline, step: Step, path: Path) -> Job:
 
 def _dry(pipeline: Pipeline, step: Step, path: Path) -> str:
     if step.run:
-        return f"# {step.name}\n{prepare(_request(pipeline, step, ()), after=()).text}"
-    plan, _ = _command(pipeline, step, path)
-    return f"# {step.name}\n{render_command(plan)}"
+        prepared = prepare(_request(pipeline, step, ()), after=())
+        text, words, job = prepared.text, prepared.words, prepared.job
+    else:
+        plan, job = _command(pipeline, step, path)
+        text, words = render_command(plan), _words(job, step)
+    after = f"   # with --dependency on {', '.join(step.after)}" if step.after else ""
+    return f"# {step.name}\n{text}\n# nothing was submitted; this would be:\n{shlex.join([*words, job.script])}{after}\n"
 
 
 def _request(pipeline: Pipeline, step: Step, words: tuple[str, ...]) -> Request:

@@ -47,6 +47,11 @@ class Job:
         return folder_of(Path(self.directory))
 
 
+def count(number: int, what: str) -> str:
+    """Number and noun: 1 element, 2 elements."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def folder_of(directory: Path) -> Path:
     """The folder of a launch inside a run directory."""
     return directory / "slurm"

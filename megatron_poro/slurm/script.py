@@ -110,11 +110,13 @@ def _environment(plan: Plan | CommandPlan) -> str:
 
 def _begin(plan: Plan) -> str:
     return f"""
+element="${{SLURM_ARRAY_JOB_ID:-${{SLURM_JOB_ID:-local}}}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}-${{SLURM_RESTART_COUNT:-0}}"
+
 # Anything left to do? The environment, the job as Slurm sees it, modules and container are kept with the element.
 poro element begin "$folder"; code=$?
 [ "$code" = {NOTHING_TO_DO} ] && exit 0
 [ "$code" = 0 ] || {{ {_give_up(plan)}exit "$code"; }}
-{{ module list; }} >"$folder/modules.txt" 2>&1 || true
+{{ module list; }} >"$folder/elements/$element/modules.txt" 2>&1 || true
 """
 
 
@@ -131,7 +133,7 @@ def _check(plan: Plan) -> str:
     inside = _inside(plan)
     return f"""
 # A look at every node, some seconds: a bad one is left out, and the element queues again.
-checks="$folder/nodes/${{SLURM_JOB_ID}}-${{SLURM_RESTART_COUNT:-0}}"
+checks="$folder/nodes/$element"
 timeout 300 srun --nodes={plan.nodes} --ntasks={plan.nodes} --ntasks-per-node=1 --kill-on-bad-exit=0 \\
   {inside} element measure "$folder" "$checks"
 poro element nodes "$folder" "$checks"; code=$?

@@ -200,10 +200,10 @@ def command_options(profile: Profile, size: Size, *, cpus: int, memory: str, dev
 
 
 def parse_minutes(text: str) -> int:
-    """Minutes of [D-]HH:MM:SS, rounded up. Raises LaunchError for anything else."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    """Minutes of [D-]HH:MM:SS or MM:SS, rounded up. Raises LaunchError for anything else."""
+    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(?=\d+:))?(\d\d?):(\d\d)", text)
     if not match:
-        raise LaunchError(f"time: {text!r} is not [D-]HH:MM:SS")
+        raise LaunchError(f"time: {text!r} is not [D-]HH:MM:SS or MM:SS")
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return days * 1440 + hours * 60 + minutes + (seconds > 0)
 
@@ -211,7 +211,7 @@ def parse_minutes(text: str) -> int:
 def _account(request: Request, profile: Profile) -> str:
     account = request.account or os.environ.get("SBATCH_ACCOUNT", "") or profile.account
     if profile.needs_account and not account:
-        raise LaunchError(f"--account: {profile.description} refuses jobs without one; give yours, or set SBATCH_ACCOUNT")
+        raise LaunchError(f"--account: {profile.name} refuses jobs without one; give yours, or set SBATCH_ACCOUNT")
     return _name_for_slurm("--account", account)
 
 
@@ -251,8 +251,10 @@ def _minutes(request: Request, profile: Profile, partition: str) -> int:
     longest = known.max_minutes if known else 0
     minutes = _given(request.minutes, longest, "--time")
     if not minutes and profile.scheduler != "none":
+        names = ", ".join(each.name for each in profile.partitions) or "none"
         raise LaunchError(
-            f"--time: how long may an element run? The profile knows no limit of partition {partition or '(default)'}"
+            f"--time: how long may an element run? {profile.name} knows no limit of partition {partition or '(default)'}; "
+            f"partitions that it knows: {names}"
         )
     if longest and minutes > longest:
         raise LaunchError(

@@ -15,10 +15,12 @@ from megatron_poro.slurm.commands import QueuedJob, SlurmError, has_slurm, queue
 from megatron_poro.slurm.element import newest_step
 from megatron_poro.slurm.history import Attempt, attempts, excluded, hold_reason, last_failure
 from megatron_poro.slurm.queue import with_ids
-from megatron_poro.slurm.records import Job, load_job, read_notes
+from megatron_poro.slurm.records import Job, count, load_job, read_notes
 from megatron_poro.training.start import find_finished
 
 RECENT_STEPS = 50
+ORDINARY = frozenset({"None", "JobArrayTaskLimit", "Dependency"})
+"""Reasons of waiting that only say that one element comes after the other."""
 PATIENCE_SECONDS = 4.0
 """How long a person waits for a controller that does not answer."""
 
@@ -41,6 +43,8 @@ class Status:
     seconds_left: float | None
     saved_step: int
     saved_ago: float | None
+    bad_steps: int
+    rollbacks: int
     restarts: int
     last_failure: str
     held: str
@@ -74,10 +78,10 @@ def read_status(directory: Path) -> Status:
     saved = list_checkpoints(directory)[-1:]
     return Status(
         directory=str(directory),
-        state=_state(config, job, jobs=jobs, held=hold_reason(notes), is_known=not problem),
+        state=_state(job, notes, jobs=jobs, is_done=find_finished(config) is not None, is_known=not problem),
         element=running.job if running else "",
         elements_waiting=sum(not each.is_running for each in jobs),
-        queue=problem or "; ".join(sorted({each.reason for each in jobs if not each.is_running} - {"None"})),
+        queue=problem or "; ".join(sorted({each.reason for each in jobs if not each.is_running} - ORDINARY)),
         step=step,
         num_steps=duration.num_steps,
         tokens=duration.samples_before(step) * config.data.sequence_length,
@@ -87,6 +91,8 @@ def read_status(directory: Path) -> Status:
         seconds_left=left,
         saved_step=step_of(saved[0]) if saved else 0,
         saved_ago=now - (saved[0] / "files.json").stat().st_mtime if saved and (saved[0] / "files.json").exists() else None,
+        bad_steps=sum(record["event"] == "bad_step" for record in records),
+        rollbacks=sum(record["event"] == "start" and "left_out" in record for record in records),
         restarts=max(len(tried) - 1, 0),
         last_failure=last_failure(read_records(directory / "events.jsonl")),
         held=hold_reason(notes),
@@ -109,18 +115,18 @@ def _ask_queue(job: Job | None) -> tuple[list[QueuedJob], str]:
         return [], str(error)
 
 
-def _state(config: RunConfig, job: Job | None, *, jobs: Sequence[QueuedJob], held: str, is_known: bool) -> str:
-    if find_finished(config):
-        return "done"
-    if not is_known:  # of a queue that does not answer nothing follows
-        return "unknown"
-    if any(each.is_running for each in jobs):
-        return "running"
-    if held:
-        return "held"
-    if jobs:
-        return "waiting"
-    return "not in the queue" if job and job.mode != "local" else "not launched"
+def _state(job: Job | None, notes: Sequence[Record], *, jobs: Sequence[QueuedJob], is_done: bool, is_known: bool) -> str:
+    """The first that holds; of a queue that does not answer nothing follows."""
+    states = {
+        "done": is_done,
+        "unknown": not is_known,
+        "running": any(each.is_running for each in jobs),
+        "held": bool(hold_reason(notes)),
+        "waiting": bool(jobs),
+        "stopped": any(record["event"] == "stop" for record in notes[-3:]),
+        "not in the queue": job is not None and job.mode != "local",
+    }
+    return next((state for state, holds in states.items() if holds), "not launched")
 
 
 def _seconds_a_step(steps: Sequence[Record]) -> float | None:
@@ -155,15 +161,16 @@ def render(status: Status) -> str:
             "state",
             status.state
             + (f", element {status.element}" if status.element else "")
-            + f", {status.elements_waiting} waiting" * bool(status.elements_waiting),
+            + f", {count(status.elements_waiting, 'element')} waiting" * bool(status.elements_waiting and status.element),
         ),
         ("queue", status.queue),
         ("held", status.held),
         ("step", f"{status.step:,} of {status.num_steps:,} ({share:.1%}), {status.tokens:,} of {status.num_tokens:,} tokens"),
         ("loss", f"{status.loss:.4f}" if status.loss is not None else ""),
         ("rate", f"{status.tokens_per_second:,.0f} tokens/s" if status.tokens_per_second else ""),
-        ("time left", _duration(status.seconds_left)),
+        ("time left", _duration(status.seconds_left) if status.state != "done" else ""),
         ("last save", f"step {status.saved_step:,}, {_duration(status.saved_ago)} ago" if status.saved_ago is not None else "none"),
+        ("bad steps", f"{status.bad_steps} left out, {count(status.rollbacks, 'rollback')}" if status.bad_steps else ""),
         ("restarts", f"{status.restarts}" + (f"; the last failure: {status.last_failure}" if status.last_failure else "")),
         ("excluded", "; ".join(f"{node}: {reason}" for node, reason in status.excluded.items())),
         (

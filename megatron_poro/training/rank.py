@@ -49,6 +49,7 @@ def run_rank(config: RunConfig, world: World, *, prepare: Callable[[], Layout], 
 
         with lock_run(Path(config.run_directory)) if world.rank == 0 and not world.is_local else contextlib.nullcontext():
             reached = train(config, world, layout, platform, requests=requests, last_step=last_step)
+        requests.close()
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:  # torch raises a BaseException when a checkpoint cannot be written

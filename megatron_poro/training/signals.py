@@ -1,6 +1,6 @@
 """What the run is asked for from outside: a signal or the file `stop` ends it after the current step, saved; `save` saves it.
 
-A second signal of the same kind ends the process at once.
+A second Ctrl-C or SIGTERM ends the process at once. SIGUSR1 and SIGUSR2, which Slurm sends, never do.
 """
 
 import os
@@ -38,6 +38,12 @@ class Requests:
             signal.signal(number, self._note)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
+    @staticmethod
+    def close() -> None:
+        """Take no more of them: everything is saved, and Python's own end would leave them to kill the process."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def look(self) -> None:
         """Look for the files, now and then."""
         if self._run_directory is not None and time.monotonic() >= self._looked + _LOOK_EVERY_SECONDS:
@@ -61,6 +67,7 @@ class Requests:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.stop, self.reason = True, self.reason or signal.Signals(number).name
-        if time.monotonic() - self._heard.setdefault(number, time.monotonic()) > _SAME_SECONDS:
+        is_urgent = number in (signal.SIGINT, signal.SIGTERM)
+        if is_urgent and time.monotonic() - self._heard.setdefault(number, time.monotonic()) > _SAME_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

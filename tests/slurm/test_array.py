@@ -203,7 +203,7 @@ def test_a_run_that_crashes_at_the_same_step_is_held_and_says_of_what(slurm: Slu
         in slurm.run(*command("launch", path, "--cluster", "test", "--nodes", "2", "--elements", "1", *MINUTE), check=False).stderr
     )
     said = slurm.run(*command("cancel", tmp_path / "run")).stdout
-    assert "4 elements are cancelled" in said
+    assert "4 elements cancelled" in said
     wait_until(lambda: not slurm.run("squeue", "--noheader", "--jobs", array, check=False).stdout, "an empty queue")
 
 
@@ -211,7 +211,7 @@ def test_stop_saves_and_ends_and_the_next_launch_goes_on(slurm: Slurm, tmp_path:
     path, run = run_file(tmp_path, steps=4000), tmp_path / "run"
     launch(slurm, path, "--elements", "3", "--time", "0:10:00")
     trains_on(slurm, run, after=0)
-    assert "2 elements that waited are cancelled" in slurm.run(*command("stop", path)).stdout
+    assert "2 elements that waited cancelled" in slurm.run(*command("stop", path)).stdout
     wait_until(lambda: num_notes(run, "end"), "the end")
     wait_until(lambda: not slurm.run("squeue", "--noheader").stdout.strip(), "an empty queue")
     step = step_now(run)

@@ -116,7 +116,7 @@ def test_an_array_that_no_file_knows_of_is_not_submitted_beside(fakes: Fakes, tm
     with pytest.raises(LaunchError, match="launched already: 7_0 is pending"):
         launched(tmp_path, fakes)
     assert read_status(tmp_path / "run").state == "waiting"
-    assert "1 elements are cancelled" in cancel(tmp_path / "run")
+    assert "1 element cancelled" in cancel(tmp_path / "run")
     assert fakes.called("scancel") == ["scancel 7"]
     (tmp_path / "run" / "slurm" / "job.json").unlink()  # damaged, and moved away as it says
     with pytest.raises(LaunchError, match="launched already: 7_0 is pending"):

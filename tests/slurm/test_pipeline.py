@@ -94,6 +94,24 @@ def test_a_step_that_fails_stops_those_after_it_and_the_next_launch_goes_on(slur
     assert all(line.endswith(": done") for line in slurm.run(*command("launch", "--pipeline", path)).stdout.splitlines())
 
 
+def test_a_recipe_is_stopped_and_cancelled_as_a_whole(slurm: Slurm, tmp_path: Path) -> None:
+    path = write_pipeline(
+        tmp_path, [{"name": "first", "command": ["doctor"]}, {"name": "second", "command": ["doctor"], "after": ["first"]}]
+    )
+    slurm.run("scontrol", "update", "PartitionName=dev-g", "State=DOWN")
+    try:
+        slurm.run(*command("launch", "--pipeline", path))
+        said = slurm.run(*command("stop", path)).stdout.splitlines()
+        assert [line.endswith("none was running; 1 element that waited cancelled") for line in said] == [True, True]
+        slurm.run(*command("launch", "--pipeline", path))
+        said = slurm.run(*command("cancel", path)).stdout.splitlines()
+        assert [": 1 element cancelled" in line for line in said] == [True, True]
+        told = json.loads(slurm.run(*command("status", "--json", path)).stdout)
+        assert [(step["step"], step["state"]) for step in told] == [("first", "failed"), ("second", "failed")]
+    finally:
+        slurm.run("scontrol", "update", "PartitionName=dev-g", "State=UP")
+
+
 @pytest.mark.parametrize(
     ("step", "message"),
     [

@@ -272,3 +272,19 @@ def test_the_image_that_ranks_run_in_is_kept_with_its_hash(tmp_path: Path, monke
     _note_image(target, image)
     with pytest.raises(LaunchError, match=r"--container: .*missing.sif: No such file"):
         _note_image(target, tmp_path / "missing.sif")
+
+
+def test_a_dry_run_tells_what_a_launch_would_be_refused_for(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run.toml")  # its token files are missing
+    words: list[str | Path] = [
+        *("launch", path, "--cluster", "generic-nvidia", "--nodes", "1", "--tasks-per-node", "1", "--elements", "2")
+    ]
+    words += ["--time", "5:00", "--container", tmp_path / "no.sif"]
+    said = poro(*words, "--dry-run").stdout
+    assert "#SBATCH --time=0-00:05:00" in said
+    assert f"# would be refused: {tmp_path / 'fi.idx'}: No such file or directory" in said
+    assert f"# would be refused: --container: {tmp_path / 'no.sif'}: no such file" in said
+    assert f"{tmp_path / 'fi.idx'}: No such file or directory" in poro(*words, code=2).stderr
+    assert list(tmp_path.iterdir()) == [path]
+    local = poro("launch", path, "--cluster", "local", "--elements", "1", "--dry-run").stdout
+    assert local.splitlines()[-1] == f"bash {tmp_path / 'run' / 'slurm' / 'job.sh'}   # up to 1 time"
