@@ -1,7 +1,15 @@
 """metrics.jsonl: one JSON object a line, appended, never rewritten.
 
-Every record has `event` (`start`, `step`, `validation`, `checkpoint`, `end`), `step` and `time` (seconds since 1970). A `start` at
-step n takes back every record of a later step: a run that was killed repeats those steps. `read_metrics` applies that.
+Every record has `event`, `step` and `time` (seconds since 1970, by rank 0's clock). `catalog.py` lists the numbers in `step`,
+`validation`, `checkpoint` and `speed`. Beside them:
+
+- `start`: a start of the run goes on from `origin` at `step`. `began` is when its processes began, `load_seconds` what loading
+  took, `job` the Slurm element (empty without one), `world_size`, `device`, `peak_tflops` (None: unknown), `flops_per_token` in
+  both conventions, `layout`, `versions`, and `left_out` (first and last sample) where it is a rollback.
+- `bad_step` (`reason`, `samples`), `stragglers` (`ranks`), `checkpoint_failed` (`path`, `problem`).
+- `checkpoint` has also `path` and `ledger`; `end` has `stopped_by`, empty when the run is done.
+
+A `start` at step n takes back every record of a later step: a run that was killed repeats those steps. `read_metrics` applies that.
 """
 
 import json
