@@ -177,14 +177,14 @@ class Bench:
 
     def train(self) -> None:
         """Some steps as the loop takes them."""
-        from megatron_poro.engine.step import train_step
+        from megatron_poro.engine.step import Microbatch, train_step
 
         def may_update(loss: float, gradient_norm: float) -> bool:
             self.saver.wait_for_copy()
             return True
 
         for _ in range(self.args.steps):
-            train_step(self.chunks, self.optimizer, [(self.rows, 1)], may_update=may_update)
+            train_step(self.chunks, self.optimizer, [Microbatch(self.rows, 1)], may_update=may_update)
             if self.saver.is_saving and not self.saver.unfinished:
                 self.saver.finish()
 

@@ -114,7 +114,7 @@ def build_poro(args: argparse.Namespace) -> Step:
     from megatron_poro.engine.groups import start_groups
     from megatron_poro.engine.model import build_model
     from megatron_poro.engine.optimizer import build_optimizer, set_learning_rate
-    from megatron_poro.engine.step import train_step
+    from megatron_poro.engine.step import Microbatch, train_step
     from megatron_poro.topology import Layout
 
     config = poro_config(args.seq, "fp32" if args.precision == "fp32" else "bf16", Path())
@@ -125,7 +125,7 @@ def build_poro(args: argparse.Namespace) -> Step:
 
     def step(tokens: torch.Tensor) -> None:
         set_learning_rate(optimizer, RATE, DECAY)
-        train_step(chunks, optimizer, [(tokens.numpy(), 1)])
+        train_step(chunks, optimizer, [Microbatch(tokens.numpy(), 1)])
 
     return step
 

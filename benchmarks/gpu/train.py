@@ -155,7 +155,7 @@ def time_poro(shape: Shape, args: argparse.Namespace) -> Result:
     from megatron_poro.engine.groups import start_groups
     from megatron_poro.engine.model import build_model
     from megatron_poro.engine.optimizer import build_optimizer
-    from megatron_poro.engine.step import train_step
+    from megatron_poro.engine.step import Microbatch, train_step
 
     listener = socket.create_server(("127.0.0.1", 0))
     world = World(0, 1, 0, port=listener.getsockname()[1], listen_fd=listener.fileno(), is_local=True)
@@ -163,7 +163,7 @@ def time_poro(shape: Shape, args: argparse.Namespace) -> Result:
     chunks = build_model(config, Layout(), platform)
     optimizer = build_optimizer(config, chunks)
     rows = np.random.default_rng(0).integers(0, shape["vocab_size"], (1, args.sequence + 1), np.int32)
-    return time_steps(lambda: train_step(chunks, optimizer, [(rows, 1)]), args)
+    return time_steps(lambda: train_step(chunks, optimizer, [Microbatch(rows, 1)]), args)
 
 
 def time_transformers(shape: Shape, args: argparse.Namespace) -> Result:

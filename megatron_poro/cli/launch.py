@@ -164,7 +164,7 @@ def _launch(args: argparse.Namespace) -> int:
     return 0
 
 
-def _directory(path: Path) -> Path:
+def run_directory_of(path: Path) -> Path:
     """The run directory that a person means: the folder, or that of a run file."""
     if path.suffix == ".toml" and not path.is_dir():
         from megatron_poro.config import load_run
@@ -181,7 +181,7 @@ def _status(args: argparse.Namespace) -> int:
         if is_pipeline(args.runs[0]):
             print(json.dumps(pipeline_status(args.runs[0]), indent=1) if args.json else render_pipeline(args.runs[0]))
         else:
-            status = read_status(_directory(args.runs[0]))
+            status = read_status(run_directory_of(args.runs[0]))
             print(json.dumps(status.as_dict(), indent=1) if args.json else render(status))
         return 0
     found, code = [], 0
@@ -189,7 +189,7 @@ def _status(args: argparse.Namespace) -> int:
         try:
             if is_pipeline(path):
                 raise LaunchError(f"{path}: a recipe of steps; `poro status {path}` alone shows them")
-            found.append(read_status(_directory(path)))
+            found.append(read_status(run_directory_of(path)))
         except USER_ERRORS as error:  # the others are still wanted
             print(f"error: {error}", file=sys.stderr)
             code = USER_ERROR_CODE
@@ -214,7 +214,7 @@ def _for_each(path: Path, work: Callable[[Path], str]) -> int:
     from megatron_poro.slurm.pipeline import is_pipeline, launched_directories
 
     if not is_pipeline(path):
-        print(work(_directory(path)))
+        print(work(run_directory_of(path)))
         return 0
     for directory in launched_directories(path):
         print(f"{directory}: {work(directory)}")

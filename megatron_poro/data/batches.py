@@ -84,7 +84,7 @@ class TrainingData:
 
     def sources_of(self, numbers: range) -> Integers:
         """The source [len(numbers)] of consecutive samples, as a position in `config.sources`."""
-        return self.order.locate(*_span(numbers)).sources
+        return self.order.sources_of(*_span(numbers))
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides what sample n is, for JSON: equal fingerprints mean equal samples."""

@@ -78,6 +78,10 @@ class SampleOrder:
                 sequences[here] = self._shuffle(source, epoch, positions[here])
         return Located(sources, epochs, sequences)
 
+    def sources_of(self, first: int, count: int) -> Integers:
+        """The source [count] of samples `first` to `first + count - 1`."""
+        return self._pick(first, count)[0]
+
     def shown(self, source: int, num_samples: int) -> NDArray[np.bool_]:
         """Which sequences [num_sequences] of a source its first `num_samples` samples show; 1 byte a sequence."""
         size = self.num_sequences[source]

@@ -19,14 +19,19 @@ BLOCK_FACTOR = 1442695040888963407  # odd
 def hash_weights(chunks: Sequence[DistributedDataParallel]) -> torch.Tensor:
     """int64 [2]: the hash of all weights of this rank, and of those that all ranks of its tensor group hold.
 
-    Every rank must call it: weights that are still to come from other ranks are fetched first.
+    Every rank must call it.
     """
-    for chunk in chunks:
-        if chunk.ddp_config.overlap_param_gather:
-            chunk.start_param_sync(force_sync=True)
+    fetch_weights(chunks)
     parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
     shared = [parameter for parameter in parameters if not getattr(parameter, "tensor_model_parallel", False)]
     return torch.stack([hash_tensors(parameters), hash_tensors(shared)])
+
+
+def fetch_weights(chunks: Sequence[DistributedDataParallel]) -> None:
+    """Wait for weights that are still to come from other ranks. Every rank must call it."""
+    for chunk in chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
 
 
 def hash_tensors(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

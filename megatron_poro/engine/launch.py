@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron_poro.engine.heartbeat import HEARTBEATS
 from megatron_poro.errors import LaunchError
@@ -78,6 +79,20 @@ def start_name(environment: Mapping[str, str]) -> tuple[str, bool]:
     variables = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
     parts = [environment.get(name, "0") for name in (*variables, "MASTER_PORT")]
     return re.sub(r"[^A-Za-z0-9.-]", "_", "-".join(parts)), "RANK" not in environment
+
+
+def process_began() -> float:
+    """When this process began, in seconds since 1970: what Python has loaded since then is part of a start."""
+    ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]  # starttime, proc(5)
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
+    return time.time() - age
+
+
+def job_of(environment: Mapping[str, str]) -> tuple[str, int]:
+    """The Slurm job that this process belongs to, as a person calls it (12 or 12_3; empty outside of one), and its requeues."""
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    name = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment.get("SLURM_JOB_ID", "")
+    return name, int(environment.get("SLURM_RESTART_COUNT", "0"))
 
 
 def _read_slurm(environment: Mapping[str, str]) -> World:

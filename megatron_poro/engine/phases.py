@@ -147,6 +147,12 @@ def watch_model(chunks: Sequence[Any]) -> None:
         _pulse.injection.chunks = list(chunks)
 
 
+def seconds_by_phase() -> dict[Phase, float]:
+    """Seconds spent in each phase since the process began, up to now."""
+    running = time.monotonic() - _pulse.entered
+    return {**_pulse.seconds, _pulse.phase: _pulse.seconds[_pulse.phase] + running}
+
+
 def seconds_in(phase: Phase) -> float:
     """Seconds spent in `phase` since the process began."""
     return _pulse.seconds[phase]

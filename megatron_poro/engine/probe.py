@@ -23,12 +23,13 @@ class DeviceProbe:
         self._seconds: list[float] = []
 
     @torch.no_grad()
-    def measure(self) -> None:
-        """Take one measurement."""
+    def measure(self) -> float:
+        """Take one measurement; returns its TFLOP/s."""
         left = torch.full((self._size, self._size), 1.0 / self._size, dtype=self._dtype, device=self._device)
         right = left.clone()
         left @ right  # the first product of a size may choose its kernel
         self._seconds.append(self._time_products(left, right))
+        return 2 * self._size**3 * self._times / self._seconds[-1] / 1e12
 
     def take_median(self) -> float:
         """The median of the measurements since the last call, in seconds; 0 when there were none."""
@@ -45,6 +46,12 @@ class DeviceProbe:
         if not self._is_cpu:
             torch.cuda.synchronize()
         return time.perf_counter() - started
+
+
+def measure_tflops(platform: Platform) -> float:
+    """What a matrix product reaches on this rank's device, in TFLOP/s, best of three."""
+    probe = DeviceProbe(platform)
+    return max(probe.measure() for _ in range(3))
 
 
 def device_name(platform: Platform) -> str:

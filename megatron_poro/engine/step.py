@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,19 +18,28 @@ from megatron_poro.engine.model import unwrap
 from megatron_poro.engine.optimizer import prepare_update, update
 from megatron_poro.engine.phases import Phase, enter
 
-Microbatch = tuple[np.ndarray[Any, np.dtype[np.integer[Any]]], int]
-"""Token ids [batch, seq + 1] and how many of the rows count; the others fill the shape up."""
+
+class Microbatch(NamedTuple):
+    """Token ids [batch, seq + 1], how many of the rows count (the others fill the shape up), and the source of each row, or 0."""
+
+    rows: np.ndarray[Any, np.dtype[np.integer[Any]]]
+    num_rows: int
+    sources: Sequence[int] = ()
+
+
+Report = tuple[Microbatch, torch.Tensor, int]
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Mean loss per token over the global batch in nats, gradient norm before clipping, whether the weights were updated, and the
-    votes of all ranks, summed."""
+    """Mean loss per token over the global batch in nats, gradient norm before clipping, whether the weights were updated, the votes
+    of all ranks, summed, and the mean loss of each source, None for one that the batch has nothing of."""
 
     loss: float
     gradient_norm: float
     updated: bool
     votes: tuple[float, ...]
+    losses: tuple[float | None, ...]
 
 
 def train_step(
@@ -38,6 +47,7 @@ def train_step(
     optimizer: MegatronOptimizer,
     microbatches: Sequence[Microbatch],
     *,
+    num_sources: int = 1,
     votes: Sequence[float] = (),
     may_update: Callable[[float, float], bool] = lambda loss, gradient_norm: True,
 ) -> StepResult:
@@ -49,14 +59,17 @@ def train_step(
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
-    totals = _run_schedule(chunks, microbatches, forward_only=False, votes=votes)
+    totals = _run_schedule(chunks, microbatches, forward_only=False, num_sources=num_sources, votes=votes)
     enter(Phase.OPTIMIZER)
     gradient_norm = prepare_update(optimizer)
-    loss, counts = _mean(totals), totals[2:].tolist()  # reading the norm has waited for the device already
+    numbers = totals.tolist()  # reading the norm has waited for the device already
+    sums, counts = numbers[:num_sources], numbers[num_sources : 2 * num_sources]
+    loss = sum(sums) / sum(counts)
     updated = may_update(loss, gradient_norm)
     if updated:
         update(optimizer, gradient_norm)
-    return StepResult(loss, gradient_norm, updated, tuple(counts))
+    losses = tuple(total / count if count else None for total, count in zip(sums, counts, strict=True))
+    return StepResult(loss, gradient_norm, updated, tuple(numbers[2 * num_sources :]), losses)
 
 
 @torch.no_grad()
@@ -64,10 +77,10 @@ def evaluate(chunks: Sequence[DistributedDataParallel], microbatches: Sequence[M
     """Mean loss per token over the rows that count, in nats, on every rank. Every rank must call it."""
     for chunk in chunks:
         chunk.eval()
-    totals = _run_schedule(chunks, microbatches, forward_only=True)
+    total, num_tokens = _run_schedule(chunks, microbatches, forward_only=True).tolist()
     for chunk in chunks:
         chunk.train()
-    return _mean(totals)
+    return float(total / num_tokens)
 
 
 def _run_schedule(
@@ -75,10 +88,11 @@ def _run_schedule(
     microbatches: Sequence[Microbatch],
     *,
     forward_only: bool,
+    num_sources: int = 1,
     votes: Sequence[float] = (),
 ) -> torch.Tensor:
-    """Sum of token losses, number of tokens, and the votes: float64 [2 + votes], summed over all ranks."""
-    sequence_length, batch_size = schedule_shape(microbatches[0][0], unwrap(chunks[0]).documents)
+    """Sums of token losses and numbers of tokens by source, and the votes: float64 [2 x sources + votes], summed over all ranks."""
+    sequence_length, batch_size = schedule_shape(microbatches[0].rows, unwrap(chunks[0]).documents)
     iterators: list[Iterator[Microbatch]] = [iter(microbatches) for _ in chunks]
     reports = get_forward_backward_func()(
         forward_step_func=_validation_step if forward_only else _training_step,
@@ -89,10 +103,21 @@ def _run_schedule(
         micro_batch_size=batch_size,
         forward_only=forward_only,
     )
-    totals = torch.tensor([0.0, 0.0, *votes], dtype=torch.float64, device=next(chunks[0].parameters()).device)
+    totals = torch.tensor([0.0] * (2 * num_sources) + list(votes), dtype=torch.float64, device=next(chunks[0].parameters()).device)
     if holds_loss():
-        totals[:2] += torch.stack(reports).sum(dim=0)
+        _add_losses(totals[: 2 * num_sources].view(2, num_sources), reports)
     return sum_over_world(totals)
+
+
+def _add_losses(totals: torch.Tensor, reports: Sequence[Report]) -> None:
+    """Add the reports of all microbatches to the sums and the numbers of tokens [2, sources]: the same bits whenever repeated."""
+    sums = torch.cat([sums[: microbatch.num_rows] for microbatch, sums, _ in reports])  # [rows that count]
+    sources = [n for microbatch, _, _ in reports for n in (microbatch.sources or [0] * microbatch.num_rows)[: microbatch.num_rows]]
+    tokens = [num_tokens for microbatch, _, num_tokens in reports for _ in range(microbatch.num_rows)]
+    rows = np.stack([np.array(sources), np.array(tokens)])  # [2, rows]
+    by_row = torch.from_numpy(rows).to(totals.device)
+    is_of = by_row[0] == torch.arange(totals.shape[1], device=totals.device)[:, None]  # [sources, rows]
+    totals += torch.stack([torch.where(is_of, values, 0.0).sum(dim=1) for values in (sums, by_row[1].double())])
 
 
 def _training_step(microbatches: Iterator[Microbatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
@@ -109,24 +134,18 @@ def _validation_step(microbatches: Iterator[Microbatch], model: torch.nn.Module)
 
 def _forward_step(microbatches: Iterator[Microbatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
     """What the schedule calls for each microbatch and chunk: the chunk's output, and the loss to take from the last one's."""
-    rows, num_rows = next(microbatches)
-    inputs = model_inputs(rows, unwrap(model).documents, next(model.parameters()).device)
+    microbatch = next(microbatches)
+    inputs = model_inputs(microbatch.rows, unwrap(model).documents, next(model.parameters()).device)
     losses = model(inputs.tokens, inputs.positions, None, labels=inputs.labels, packed_seq_params=inputs.packed)
-    return losses, partial(_report_loss, len(rows), num_rows)
+    return losses, partial(_report_loss, microbatch)
 
 
-def _report_loss(batch_size: int, num_rows: int, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the backward pass starts from, and [sum, tokens] of this rank over the rows that count for the report.
+def _report_loss(microbatch: Microbatch, losses: torch.Tensor) -> tuple[torch.Tensor, Report]:
+    """What the backward pass starts from, and the report: the microbatch, sums of losses [batch] of this rank, tokens of a row.
 
     A context rank has a part of each sequence: its share of the mean loss goes back, and the schedule multiplies it by their number
     as it divides gradients by it.
     """
-    counted = losses.view(batch_size, -1)[:num_rows]
-    report = torch.tensor([0.0, counted.numel()], dtype=torch.float64, device=losses.device)
-    report[0] = counted.detach().double().sum()
+    by_row = losses.detach().view(len(microbatch.rows), -1)
+    report = (microbatch, by_row.sum(dim=1, dtype=torch.float64), by_row.shape[1])
     return losses.mean() / parallel_state.get_context_parallel_world_size(), report
-
-
-def _mean(totals: torch.Tensor) -> float:
-    total, num_tokens = totals[:2].tolist()
-    return float(total / num_tokens)

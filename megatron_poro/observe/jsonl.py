@@ -3,9 +3,9 @@
 Every record has `event`, `step` and `time` (seconds since 1970, by rank 0's clock). `catalog.py` lists the numbers in `step`,
 `validation`, `checkpoint` and `speed`. Beside them:
 
-- `start`: a start of the run goes on from `origin` at `step`. `began` is when its processes began, `load_seconds` what loading
-  took, `job` the Slurm element (empty without one), `world_size`, `device`, `peak_tflops` (None: unknown), `flops_per_token` in
-  both conventions, `layout`, `versions`, and `left_out` (first and last sample) where it is a rollback.
+- `start`: the run goes on from `origin` at `step`, with `layout`, `versions`, `world_size`, `device`, `peak_tflops` (None: unknown)
+  and `flops_per_token` in both conventions. Of new processes it has `start`, as events.jsonl calls it, `began`, when they began,
+  `load_seconds`, what loading took, `job` and `restart`, Slurm's; of a rollback `left_out`, first and last sample.
 - `bad_step` (`reason`, `samples`), `stragglers` (`ranks`), `checkpoint_failed` (`path`, `problem`).
 - `checkpoint` has also `path` and `ledger`; `end` has `stopped_by`, empty when the run is done.
 
@@ -16,8 +16,11 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 Record = dict[str, Any]
 
@@ -70,20 +73,49 @@ class JsonLinesSink:
 
 def read_metrics(path: Path) -> list[Record]:
     """The records that count, in order: torn lines and steps that were repeated after a restart are left out."""
-    records: list[Record] = []
-    for record in read_records(path):
+    return counting(read_records(path))
+
+
+def counting(records: Iterable[Record]) -> list[Record]:
+    """Those of all records that no later start took back."""
+    kept: list[Record] = []
+    for record in records:
         if record["event"] == "start":
-            records = [earlier for earlier in records if earlier["step"] <= record["step"]]
-        records.append(record)
-    return records
+            kept = [earlier for earlier in kept if earlier["step"] <= record["step"]]
+        kept.append(record)
+    return kept
 
 
 def read_records(path: Path) -> list[Record]:
     """The records of a file, in order, without lines that a kill tore; none when there is no such file."""
+    return _parse(path.read_bytes().splitlines()) if path.exists() else []
+
+
+class FollowedFile:
+    """A file of records that is read as it grows, each record once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read_new(self) -> list[Record]:
+        """The records since the last call; a last line that is still being written waits for the next."""
+        if not self._path.exists():
+            return []
+        with open(self._path, "rb") as file:
+            file.seek(self._offset)
+            whole = file.read().rpartition(b"\n")[0]
+        self._offset += len(whole) + 1 if whole else 0
+        return _parse(whole.split(b"\n"))
+
+
+def _parse(lines: Iterable[bytes]) -> list[Record]:
+    """The records of lines, without those that a kill tore."""
     records = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in lines:
         try:
-            record = json.loads(line)
+            # NaN, as of a bad step, is no JSON for the fast parser.
+            record = json.loads(line) if b"NaN" in line or b"Infinity" in line else orjson.loads(line)
         except ValueError:
             continue
         if isinstance(record, dict) and "event" in record:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from megatron_poro.engine.launch import job_of
 from megatron_poro.slurm.commands import (
     PATIENCE_SECONDS,
     SlurmError,
@@ -21,13 +22,12 @@ from megatron_poro.slurm.records import Job
 REQUEUE = "requeue"
 
 
-def own_job(environment: Mapping[str, str] = os.environ) -> str:
+def own_job() -> str:
     """What a person calls the job that this process belongs to: 12 or 12_3; empty outside of one.
 
     Slurm's commands take it too. SLURM_JOB_ID they would not: that of an array's last element means the whole array to them.
     """
-    array = environment.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment.get("SLURM_JOB_ID", "")
+    return job_of(os.environ)[0]
 
 
 def with_ids(job: Job, *, patience_seconds: float = PATIENCE_SECONDS) -> Job:

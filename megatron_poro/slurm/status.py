@@ -93,7 +93,7 @@ def read_status(directory: Path) -> Status:
         saved_ago=now - (saved[0] / "files.json").stat().st_mtime if saved and (saved[0] / "files.json").exists() else None,
         bad_steps=sum(record["event"] == "bad_step" for record in records),
         rollbacks=sum(record["event"] == "start" and "left_out" in record for record in records),
-        restarts=max(len(tried) - 1, 0),
+        restarts=max(len(tried), sum("began" in record for record in records if record["event"] == "start"), 1) - 1,
         last_failure=last_failure(read_records(directory / "events.jsonl")),
         held=hold_reason(notes),
         excluded=excluded(notes),

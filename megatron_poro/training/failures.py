@@ -5,6 +5,7 @@ ranks, so nobody waits for a collective's timeout; ranks that lost a peer look f
 Imports no torch.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -20,12 +21,16 @@ LOST_PEER = re.compile(r"connection (closed|reset|refused)|broken pipe|timed out
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a run. `time` is this supervisor's; it tells a marker of an earlier start when the name is not unique."""
+    """One start of a run. `time` is this supervisor's; it tells a marker of an earlier start when the name is not unique.
+
+    `began` is when the supervisor's process began, in seconds since 1970.
+    """
 
     name: str
     is_unique: bool
     time: float
     run_directory: str
+    began: float = 0.0
 
     @property
     def marker(self) -> Path:
@@ -106,6 +111,12 @@ def add_event(start: Start, event: str, values: dict[str, Any]) -> None:
     line = json.dumps({"event": event, "start": start.name, "time": time.time(), **values}) + "\n"
     with open(Path(start.run_directory) / EVENTS, "a", encoding="utf-8") as file:
         file.write(line)
+
+
+def note_end(start: Start, code: int) -> None:
+    """Append to the run's events that all processes of the start ended; a full disk costs the line."""
+    with contextlib.suppress(OSError):
+        add_event(start, "ended", {"code": code})
 
 
 def lost_a_peer(error: BaseException | None) -> bool:

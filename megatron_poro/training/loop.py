@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,8 +19,10 @@ from megatron_poro.data import TrainingData, look_up_eod
 from megatron_poro.engine import phases
 from megatron_poro.engine.checkpoint import load_weights, read_source
 from megatron_poro.engine.groups import start_groups, stop_groups
-from megatron_poro.engine.launch import World
+from megatron_poro.engine.heartbeat import HEARTBEATS
+from megatron_poro.engine.launch import World, job_of
 from megatron_poro.engine.model import build_model, check_context
+from megatron_poro.engine.norms import parameter_norm
 from megatron_poro.engine.optimizer import build_optimizer, set_learning_rate
 from megatron_poro.engine.phases import Phase
 from megatron_poro.engine.platform import Platform
@@ -30,6 +33,8 @@ from megatron_poro.errors import STOPPED_CODE
 from megatron_poro.observe import SinkGroup, open_sinks
 from megatron_poro.topology import Layout
 from megatron_poro.training.compare import RankComparison
+from megatron_poro.training.failures import load_start
+from megatron_poro.training.measures import StepMeasures
 from megatron_poro.training.microbatches import training_microbatches, validation_microbatches
 from megatron_poro.training.monitor import StepMonitor
 from megatron_poro.training.recovery import report_bad_step, resume, roll_back
@@ -37,6 +42,9 @@ from megatron_poro.training.saves import SaveNews
 from megatron_poro.training.signals import SAVE, STOP, Requests
 from megatron_poro.training.state import TrainState
 from megatron_poro.training.trainer import Trainer
+
+NUM_WISHES = 3
+"""Votes of a rank in a step: to stop, to save, that it still writes. The others are its measures."""
 
 
 def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *, requests: Requests, last_step: int) -> bool:
@@ -62,6 +70,7 @@ def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *
         requests=requests,
         monitor=StepMonitor(config.faults),
         comparison=RankComparison(config.faults, layout, platform, chunks),
+        measures=StepMeasures(config, platform, rank=world.rank, world_size=world.size),
     )
     phases.watch_model(chunks)
     _start_or_resume(trainer)
@@ -82,6 +91,7 @@ def train(config: RunConfig, world: World, layout: Layout, platform: Platform, *
 def _start_or_resume(trainer: Trainer) -> None:
     """Load the newest whole checkpoint of the run, or the initial weights, and say which."""
     phases.enter(Phase.LOADING)
+    started = time.monotonic()
     config = trainer.config
     found = resume(trainer)
     if not found and config.checkpoint.initial != RANDOM:
@@ -95,7 +105,9 @@ def _start_or_resume(trainer: Trainer) -> None:
             print(f"warning: {trainer.run_directory / 'config.toml'}: {error.strerror}", file=sys.stderr)
         precision, steps = config.training.precision, trainer.duration.num_steps
         print(f"training {trainer.layout} in {precision} from {origin}, step {trainer.state.step} of {steps}", flush=True)
-    trainer.write_start(origin)
+    start, (job, restart) = load_start(Path(os.environ[HEARTBEATS])), job_of(os.environ)
+    seconds = time.monotonic() - started
+    trainer.write_start(origin, start=start.name, began=start.began, load_seconds=seconds, job=job, restart=restart)
     if not found:
         _validate(trainer)
 
@@ -131,6 +143,7 @@ def _take_step(trainer: Trainer) -> StepResult:
     count = trainer.duration.batch_size(before.step)
     runs = trainer.windows.take(before.samples, count)
     microbatches = training_microbatches(config, trainer.data, trainer.layout, runs=runs, data_rank=trainer.data_rank)
+    data_seconds = time.monotonic() - started
     requests.look()
     reason = ""
 
@@ -140,14 +153,22 @@ def _take_step(trainer: Trainer) -> StepResult:
         trainer.saver.wait_for_copy()
         return not reason
 
-    votes = (requests.stop, requests.save, trainer.saver.unfinished)
-    result = train_step(trainer.chunks, trainer.optimizer, microbatches, votes=votes, may_update=may_update)
+    wishes = (requests.stop, requests.save, trainer.saver.unfinished)
+    result = train_step(
+        trainer.chunks,
+        trainer.optimizer,
+        microbatches,
+        num_sources=len(config.data.sources),
+        votes=(*wishes, *trainer.measures.own(data_seconds)),
+        may_update=may_update,
+    )
     batch_tokens = count * config.data.sequence_length
     trainer.state = TrainState(before.step + 1, runs[-1].stop, before.tokens + batch_tokens, before.updates + result.updated)
     seconds = time.monotonic() - started
     phases.end_step(seconds)
-    if reason or trainer.state.step % config.observe.log_every_steps == 0:
-        _log_step(trainer, result, rate, batch_tokens=batch_tokens, seconds=seconds)
+    norms = _norms(trainer)
+    if norms or reason or _is_due(trainer.state.step, config.observe.log_every_steps):
+        _log_step(trainer, result, rate, tokens=batch_tokens, seconds=seconds, norms=norms)
     if _mix_changes(config.data, before.samples, runs[-1].stop):
         trainer.monitor.forget()
     if reason:
@@ -162,7 +183,7 @@ def _mix_changes(data: DataConfig, first: int, stop: int) -> bool:
 
 def _heed(trainer: Trainer, result: StepResult) -> bool:
     """Roll back or save where it is due or asked for; True when the run is to end. All ranks see the same votes."""
-    stop, save, unfinished = (count > 0 for count in result.votes)
+    stop, save, unfinished = (count > 0 for count in result.votes[:NUM_WISHES])
     if trainer.saver.is_saving and not unfinished:
         trainer.saver.finish()
     rollback_after, num_bad = trainer.config.faults.rollback_after, trainer.monitor.bad_steps
@@ -186,22 +207,37 @@ def _is_due(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
 
 
-def _log_step(trainer: Trainer, result: StepResult, rate: float, *, batch_tokens: int, seconds: float) -> None:
+def _norms(trainer: Trainer) -> dict[str, float]:
+    """The norm of the weights where it is due."""
+    if not _is_due(trainer.state.step, trainer.config.observe.parameter_norm_every_steps):
+        return {}
+    phases.enter(Phase.CHECKING)
+    return {"parameter_norm": parameter_norm(trainer.chunks)}
+
+
+def _log_step(trainer: Trainer, result: StepResult, rate: float, *, tokens: int, seconds: float, norms: dict[str, float]) -> None:
+    if not trainer.is_first:
+        return
+    by_source = zip(trainer.data.order.names, result.losses, strict=True)
+    of_ranks = result.votes[NUM_WISHES:]
     trainer.write(
         "step",
         loss=result.loss,
+        perplexity=perplexity(result.loss),
         gradient_norm=result.gradient_norm,
         learning_rate=rate,
         updated=result.updated,
         samples=trainer.state.samples,
         tokens=trainer.state.tokens,
-        seconds=seconds,
-        tokens_per_second=batch_tokens / seconds,
+        losses={name: loss for name, loss in by_source if loss is not None},
+        source_tokens={entry.name: entry.tokens for entry in trainer.ledger().sources},
+        **trainer.measures.of_step(of_ranks, tokens=tokens, seconds=seconds, stalled=trainer.saver.stall_seconds),
+        **norms,
     )
-    if trainer.is_first and not sys.stderr.isatty():
+    if not sys.stderr.isatty():
         print(
             f"step {trainer.state.step}/{trainer.duration.num_steps}  loss {result.loss:.5f}  "
-            f"gradient norm {result.gradient_norm:.4f}  rate {rate:.3g}  {batch_tokens / seconds:,.0f} tokens/s",
+            f"gradient norm {result.gradient_norm:.4f}  rate {rate:.3g}  {tokens / seconds:,.0f} tokens/s",
             flush=True,
         )
 
@@ -209,6 +245,7 @@ def _log_step(trainer: Trainer, result: StepResult, rate: float, *, batch_tokens
 def _validate(trainer: Trainer) -> None:
     """The loss of every held-out set."""
     phases.enter(Phase.VALIDATION)
+    started = time.monotonic()
     losses = {
         name: evaluate(
             trainer.chunks,
@@ -218,7 +255,7 @@ def _validate(trainer: Trainer) -> None:
     }
     if losses:
         perplexities = {name: perplexity(loss) for name, loss in losses.items()}
-        trainer.write("validation", losses=losses, perplexities=perplexities)
+        trainer.write("validation", losses=losses, perplexities=perplexities, seconds=time.monotonic() - started)
         if trainer.is_first:
             listed = "  ".join(f"{name} {loss:.5f} (perplexity {perplexities[name]:.4g})" for name, loss in losses.items())
             print(f"validation at step {trainer.state.step}:  {listed}", flush=True)

@@ -6,18 +6,20 @@ import numpy as np
 
 from megatron_poro.config import RunConfig
 from megatron_poro.data import HeldOutSet, Rows, TrainingData
+from megatron_poro.engine.step import Microbatch
 from megatron_poro.errors import ConfigError
 from megatron_poro.topology import Layout, microbatch_samples
 
 
 def training_microbatches(
     config: RunConfig, data: TrainingData, layout: Layout, *, runs: Sequence[range], data_rank: int
-) -> list[tuple[Rows, int]]:
-    """This rank's part of the step that reads the samples of `runs`: arrays [micro_batch, seq + 1] and their number of rows."""
+) -> list[Microbatch]:
+    """This rank's part of the step that reads the samples of `runs`: arrays [micro_batch, seq + 1]."""
     size = config.training.micro_batch_size
     num_microbatches = sum(map(len, runs)) // (size * layout.data)
     spans = [microbatch_samples(0, n, size, (data_rank, layout.data)) for n in range(num_microbatches)]
-    return [(_read(config, data, runs, span), size) for span in spans]
+    sources = [source for run in runs for source in data.sources_of(run).tolist()]
+    return [Microbatch(_read(config, data, runs, span), size, sources[span.start : span.stop]) for span in spans]
 
 
 def _read(config: RunConfig, data: TrainingData, runs: Sequence[range], span: range) -> Rows:
@@ -31,7 +33,7 @@ def _read(config: RunConfig, data: TrainingData, runs: Sequence[range], span: ra
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def validation_microbatches(config: RunConfig, held_out: HeldOutSet, layout: Layout, *, data_rank: int) -> list[tuple[Rows, int]]:
+def validation_microbatches(config: RunConfig, held_out: HeldOutSet, layout: Layout, *, data_rank: int) -> list[Microbatch]:
     """This rank's part of a held-out set: arrays [micro_batch, seq + 1] and how many of the rows count.
 
     Every rank gets the same number of microbatches, a multiple of the stages; rows are repeated to fill them up and do not count.
@@ -47,7 +49,7 @@ def validation_microbatches(config: RunConfig, held_out: HeldOutSet, layout: Lay
         real = range(min(span.start, num_samples), min(span.stop, num_samples))
         filler = held_out.samples(range(1)).repeat(size - len(real), axis=0)  # [rows short of a micro-batch, seq + 1]
         rows = np.concatenate([held_out.samples(real), filler]) if real else filler
-        microbatches.append((_checked(rows, config.model.vocab_size, f"validation set {held_out.name!r}"), len(real)))
+        microbatches.append(Microbatch(_checked(rows, config.model.vocab_size, f"validation set {held_out.name!r}"), len(real)))
     return microbatches
 
 

@@ -13,11 +13,11 @@ from megatron_poro.config.duration import RunPoint, duration_of
 from megatron_poro.config.duration_rules import find_batch_problems
 from megatron_poro.engine.heartbeat import HEARTBEATS
 from megatron_poro.engine.injection import FAULT, parse_faults
-from megatron_poro.engine.launch import World, die_with_parent, read_world, start_child, start_local, start_name
+from megatron_poro.engine.launch import World, die_with_parent, process_began, read_world, start_child, start_local, start_name
 from megatron_poro.engine.paths import find_newest, list_checkpoints, read_state, step_of
 from megatron_poro.errors import STOPPED_CODE, USER_ERRORS, CheckpointError, ConfigError
 from megatron_poro.topology import Layout, build_layout
-from megatron_poro.training.failures import Start
+from megatron_poro.training.failures import Start, note_end
 from megatron_poro.training.lock import lock_run
 from megatron_poro.training.rank import run_rank
 from megatron_poro.training.resume import check_resume
@@ -60,9 +60,12 @@ def run_training(path: Path, overrides: Sequence[str], *, stop_after: RunPoint |
             return STOPPED_CODE
         print(f"starting {layout.world_size} process{'es' * (layout.world_size > 1)} for {layout}", flush=True)
         _say_where(config)
-        start = Start(f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", True, time.time(), config.run_directory)
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        start = Start(name, True, time.time(), config.run_directory, process_began())
         with watch_ranks(start, config.faults, layout.world_size, speaks=True) as watch:
-            return start_local(command, layout.world_size, good_codes=GOOD_CODES, watch=watch)
+            code = start_local(command, layout.world_size, good_codes=GOOD_CODES, watch=watch)
+            note_end(start, code)
+            return code
 
 
 def _stop_at_once() -> None:
@@ -91,9 +94,12 @@ def _supervise_one(config: RunConfig, world: World, command: Sequence[str]) -> i
     if world.rank == 0:
         _say_where(config)
     name, is_unique = start_name(os.environ)
-    start = Start(name, is_unique, time.time(), config.run_directory)
+    start = Start(name, is_unique, time.time(), config.run_directory, process_began())
     with watch_ranks(start, config.faults, world.size, speaks=world.local_rank == 0) as watch:
-        return start_child(command, world, good_codes=GOOD_CODES, watch=watch)
+        code = start_child(command, world, good_codes=GOOD_CODES, watch=watch)
+        if world.rank == 0:
+            note_end(start, code)
+        return code
 
 
 def _say_where(config: RunConfig) -> None:

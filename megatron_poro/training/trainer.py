@@ -12,12 +12,13 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron_poro import __version__
 from megatron_poro.config import RunConfig
 from megatron_poro.config.duration import Duration
-from megatron_poro.data import TrainingData, Windows, ledger_at
+from megatron_poro.data import Ledger, TrainingData, Windows, ledger_at
 from megatron_poro.engine.phases import Phase, enter
 from megatron_poro.engine.saving import CheckpointSaver
 from megatron_poro.observe import SinkGroup
 from megatron_poro.topology import Layout
 from megatron_poro.training.compare import RankComparison
+from megatron_poro.training.measures import StepMeasures
 from megatron_poro.training.monitor import StepMonitor
 from megatron_poro.training.signals import Requests
 from megatron_poro.training.state import TrainState
@@ -40,6 +41,7 @@ class Trainer:
     requests: Requests
     monitor: StepMonitor
     comparison: RankComparison
+    measures: StepMeasures
     state: TrainState = TrainState()
     windows: Windows = Windows()
     source: dict[str, Any] = field(default_factory=dict)
@@ -56,7 +58,12 @@ class Trainer:
 
     def write_start(self, origin: str, **values: Any) -> None:
         """Write that the run goes on from `origin` at the present step; records of later steps count no more."""
-        self.write("start", origin=origin, layout=str(self.layout), versions=versions(), **values)
+        told = {"origin": origin, "layout": str(self.layout), "versions": versions(), **self.measures.describe(), **values}
+        self.write("start", **told)
+
+    def ledger(self) -> Ledger:
+        """What the run has read up to now."""
+        return ledger_at(self.data.order, self.state.samples, windows=self.windows)
 
     def save(self) -> None:
         """Begin a checkpoint of the present step. Every rank must call it.
@@ -67,7 +74,7 @@ class Trainer:
         enter(Phase.SAVING)
         state = {
             **asdict(self.state),
-            "ledger": ledger_at(self.data.order, self.state.samples, windows=self.windows).as_dict(),
+            "ledger": self.ledger().as_dict(),
             "left_out": self.windows.as_list(),
             "monitor": self.monitor.as_dict(),
             "data": self.data.fingerprint(),

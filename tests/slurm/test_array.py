@@ -133,7 +133,7 @@ def test_an_array_finishes_the_run_through_everything_that_ends_elements(
     own_slurm: Slurm, small_disk: Path, tmp_path: Path
 ) -> None:
     slurm = own_slurm
-    path = run_file(tmp_path, steps=130, run=str(small_disk / "run"), parallel=EIGHT, observe={"wandb_project": "poro"})
+    path = run_file(tmp_path, steps=100, run=str(small_disk / "run"), parallel=EIGHT, observe={"wandb_project": "poro"})
     run = small_disk / "run"
     array = launch(slurm, path, "--elements", "6", "--lead", "0:05", *MINUTE, WANDB_MODE="offline")
 
@@ -180,7 +180,7 @@ def test_an_array_finishes_the_run_through_everything_that_ends_elements(
     assert len(parts) >= 6
     assert set(parts) == {(run / "wandb_id").read_text()}  # one run of wandb's, in parts
 
-    straight = run_file(tmp_path / "straight", steps=130, parallel=EIGHT)
+    straight = run_file(tmp_path / "straight", steps=100, parallel=EIGHT)
     subprocess.run(
         command("train", straight), check=True, timeout=300, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

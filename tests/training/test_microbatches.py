@@ -39,7 +39,7 @@ def test_the_ranks_of_every_layout_read_the_samples_of_the_step(
         rows = [
             row
             for rank in range(num_ranks)
-            for microbatch, _ in training_microbatches(config, data, layout, runs=runs, data_rank=rank)
+            for microbatch, _, _ in training_microbatches(config, data, layout, runs=runs, data_rank=rank)
             for row in microbatch.tolist()
         ]
         wanted = np.concatenate([data.samples(run) for run in runs])
