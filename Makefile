@@ -33,6 +33,9 @@ check: $(STAMP)  ## format, lint, types, layers, shell scripts, spelling
 	git ls-files -z '*.sh' '*.sbatch' .ci/run | xargs -0 $(BIN)/shellcheck
 	$(BIN)/codespell
 
+docs: $(STAMP)  ## write the pages that are made from the code
+	$(BIN)/python -m megatron_poro.observe.reference >docs/metrics.md
+
 cluster:  ## start a real Slurm of 3 nodes on this machine, to try job scripts on; needs slurm-wlm and munge, installs nothing
 	@tools/cluster.sh up 3
 	@echo "To use it, in this shell:"
@@ -47,4 +50,4 @@ clean:  ## remove what the demo and builds left
 distclean: clean  ## remove the environment too (1.5 GB)
 	rm -rf $(VENV)
 
-.PHONY: help venv run test check cluster cluster-stop clean distclean
+.PHONY: help venv run test check docs cluster cluster-stop clean distclean

@@ -43,7 +43,7 @@ METRICS = (
         "step",
         "learning_rate",
         "",
-        "the rate of the step's update; docs of the optimizer section give the schedule",
+        "the rate of the step's update",
         "the step number and the run file",
     ),
     Metric(

@@ -1,5 +1,6 @@
 """Ranks compared with each other now and then: their speed, and the weights of those that hold the same."""
 
+import math
 import socket
 import statistics
 import sys
@@ -80,7 +81,9 @@ class RankComparison:
         mine = torch.tensor([data, forward, self._probe.take_median(), step], dtype=torch.float64, device=self._platform.device)
         self._work.clear()
         work = [Work(*values) for values in gather_over_world(mine).tolist()]
-        yield {"event": "speed", **summarise(work)}
+        summary = summarise(work)
+        slowest = {name: values["most_seconds"] / (values["median_seconds"] or math.inf) for name, values in summary.items()}
+        yield {"event": "speed", "slowest": slowest, **summary}
         found = find_stragglers(work, self._layout, self._faults.straggler_percent)
         if found:
             yield {"event": "stragglers", "ranks": self._tell(found)}
