@@ -40,27 +40,26 @@ class Platform:
 def start_platform(local_rank: int) -> Platform:
     """The platform of this process, made ready: device chosen, or the CPU answering for it. Call before importing megatron.core."""
     if not torch.cuda.is_available():
-        with _without_wandb():
+        with _without_loggers():
             install_cpu_platform()
         return Platform("cpu", CPU, "gloo")
     torch.cuda.set_device(local_rank % torch.cuda.device_count())
-    with _without_wandb():
+    with _without_loggers():
         importlib.import_module("megatron.core")
     kind = "rocm" if torch.version.hip else "cuda"
     return Platform(kind, torch.device("cuda", torch.cuda.current_device()), "nccl")
 
 
 @contextlib.contextmanager
-def _without_wandb() -> Iterator[None]:
-    """megatron-core loads its inference engine, and that wandb if there is one: a sixth of a rank's start, for nothing."""
-    if "wandb" in sys.modules:
-        yield
-        return
-    sys.modules["wandb"] = None  # type: ignore[assignment]
+def _without_loggers() -> Iterator[None]:
+    """megatron-core loads wandb for its inference engine and TensorBoard for its timers: a fifth of a rank's start, for nothing."""
+    hidden = [name for name in ("wandb", "tensorboard") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
         yield
     finally:
-        del sys.modules["wandb"]
+        for name in hidden:
+            del sys.modules[name]
 
 
 def install_cpu_platform() -> None:

@@ -105,11 +105,11 @@ def _run_schedule(
     )
     totals = torch.tensor([0.0] * (2 * num_sources) + list(votes), dtype=torch.float64, device=next(chunks[0].parameters()).device)
     if holds_loss():
-        _add_losses(totals[: 2 * num_sources].view(2, num_sources), reports)
+        add_losses(totals[: 2 * num_sources].view(2, num_sources), reports)
     return sum_over_world(totals)
 
 
-def _add_losses(totals: torch.Tensor, reports: Sequence[Report]) -> None:
+def add_losses(totals: torch.Tensor, reports: Sequence[Report]) -> None:
     """Add the reports of all microbatches to the sums and the numbers of tokens [2, sources]: the same bits whenever repeated."""
     sums = torch.cat([sums[: microbatch.num_rows] for microbatch, sums, _ in reports])  # [rows that count]
     sources = [n for microbatch, _, _ in reports for n in (microbatch.sources or [0] * microbatch.num_rows)[: microbatch.num_rows]]
