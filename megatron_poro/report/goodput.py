@@ -14,7 +14,7 @@ from megatron_poro.data.table import render_table
 from megatron_poro.errors import LaunchError
 from megatron_poro.observe import Record, read_records
 from megatron_poro.slurm.history import Attempt, attempts
-from megatron_poro.slurm.records import load_job, read_notes
+from megatron_poro.slurm.records import folder_of, load_job, read_notes
 
 CATEGORIES = {
     "queued": "waiting in Slurm's queue, from the launch or the last element's end on",
@@ -113,7 +113,8 @@ def account(run_directory: Path) -> Goodput:
         raise LaunchError(f"{run_directory}: no start is noted there; give the directory of a run that began")
     tried = attempts(notes, 0)
     launched = {(attempt.job, attempt.restart) for attempt in tried}
-    stays = list(_elements(tried, notes, {start.job: start for start in starts}))
+    begins = [_began(folder_of(run_directory) / "elements", attempt) for attempt in tried]
+    stays = list(_elements(list(zip(tried, begins, strict=True)), notes, {start.job: start for start in starts}))
     stays += [_alone(start) for start in starts if start.job not in launched]
     job = load_job(run_directory)
     return Goodput(tuple(sorted(stays, key=lambda stay: stay.begin)), job.gpus_per_rank if job else 1.0)
@@ -155,15 +156,26 @@ def _categories(records: Sequence[Record]) -> list[str]:
     return found
 
 
-def _elements(tried: Sequence[Attempt], notes: Sequence[Record], starts: Mapping[tuple[str, int], _Start]) -> Iterator[Stay]:
-    """The elements of a launch."""
+def _began(folder: Path, attempt: Attempt) -> float:
+    """When Slurm gave an element its nodes, by what is kept of its job; else when it first said something."""
+    try:
+        kept = (folder / f"{attempt.job}-{attempt.restart}" / "job.txt").read_text(encoding="utf-8")
+        return min(float(dict(line.partition("=")[::2] for line in kept.splitlines())["StartTime"]), attempt.begin)
+    except (OSError, ValueError, KeyError):
+        return attempt.begin
+
+
+def _elements(
+    tried: Sequence[tuple[Attempt, float]], notes: Sequence[Record], starts: Mapping[tuple[str, int], _Start]
+) -> Iterator[Stay]:
+    """The elements of a launch, each with when it began."""
     launches = [record["time"] for record in notes if record["event"] == "launch"]
     before = 0.0
-    for attempt in tried:
+    for attempt, began in tried:
         start = starts.get((attempt.job, attempt.restart))
-        stay = Stay(attempt.job, attempt.begin, attempt.end or (start.heard if start else attempt.begin), attempt.devices)
+        stay = Stay(attempt.job, began, attempt.end or (start.heard if start else attempt.begin), attempt.devices)
         asked = max([before, *(time for time in launches if time <= attempt.begin)])
-        stay.add("queued", attempt.begin - asked if asked else 0.0)
+        stay.add("queued", began - asked if asked else 0.0)
         _fill(stay, start)
         before = stay.end
         yield stay
