@@ -1,1 +1,1 @@
-"""Looking at runs: where the time went, the HTML report, two runs side by side. Loads no torch."""
+"""Looking at runs: where the time went, the live view, the HTML report, two runs side by side. Loads no torch."""

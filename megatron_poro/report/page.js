@@ -1,0 +1,151 @@
+"use strict";
+// What the page does: draws the charts, says each curve's value under the pointer, follows light and dark, zooms all charts at once.
+
+function poroNumber(value, kind) {
+  if (value === null || !Number.isFinite(value)) return "–";
+  const size = Math.abs(value);
+  const trim = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
+  const scaled = (units, step) => {
+    let n = 0;
+    for (let rest = size; rest >= step * 0.99995 && n < units.length - 1; rest /= step) n += 1;
+    return trim((value / step ** n).toPrecision(4)) + units[n];
+  };
+  if (kind === "percent") return trim((value * 100).toPrecision(4)) + " %";
+  if (kind === "bytes") return scaled([" B", " KiB", " MiB", " GiB", " TiB"], 1024);
+  if (kind === "seconds") return size && size < 0.1 ? trim((value * 1e3).toPrecision(3)) + " ms" : trim(value.toPrecision(4)) + " s";
+  if (size && size < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
+  if (size >= 1e4 || kind === "short") return size < 1 ? trim(value.toPrecision(3)) : scaled(["", " k", " M", " B", " T"], 1000);
+  return trim(value.toPrecision(5));
+}
+
+const page = JSON.parse(document.getElementById("page-data").textContent);
+const figures = () => Bokeh.documents[0].roots();
+let axis = page.axis;
+
+function renderers(number, place) {
+  const names = ["curve", "mean", "points"].map((kind) => `${kind}-${number}-${place}`);
+  return figures()[number].renderers.filter((renderer) => names.includes(renderer.name));
+}
+
+function nearest(sorted, wanted) {
+  let low = 0, high = sorted.length - 1;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (sorted[middle] < wanted) low = middle; else high = middle;
+  }
+  return wanted - sorted[low] < sorted[high] - wanted ? low : high;
+}
+
+function say(number, wanted) {
+  const chart = document.querySelector(`[data-chart="${number}"]`);
+  let where = null;
+  for (const chip of chart.querySelectorAll("[data-curve]")) {
+    const own = renderers(number, chip.dataset.curve)[0].data_source.data;
+    const at = nearest(own[axis], wanted);
+    chip.querySelector("b").textContent = poroNumber(own.value[at], chart.dataset.numbers);
+    if (where === null || Math.abs(own[axis][at] - wanted) < Math.abs(where[axis] - wanted)) where = { step: own.step[at], tokens: own.tokens[at] };
+  }
+  const range = figures()[number].x_range;
+  const near = page.marks.filter((mark) => Math.abs(mark[axis] - wanted) < (range.end - range.start) / 150);
+  const text = near.length ? near.map((mark) => mark.text).join("; ") : `step ${where.step.toLocaleString("en")}, ${poroNumber(where.tokens, "short")} tokens`;
+  const line = chart.querySelector(".at");
+  line.textContent = text;
+  line.title = text;
+}
+
+function sayLast(number) {
+  const chart = document.querySelector(`[data-chart="${number}"]`);
+  for (const chip of chart.querySelectorAll("[data-curve]")) chip.querySelector("b").textContent = poroNumber(JSON.parse(chip.dataset.last), chart.dataset.numbers);
+  chart.querySelector(".at").textContent = "";
+}
+
+function showAll() {
+  const range = figures()[0].x_range;
+  const last = page.last[axis];
+  range.setv({ bounds: [0, last], min_interval: Math.min(page.least[axis], last) });
+  range.setv({ start: 0, end: last });
+}
+
+function chooseAxis(chosen) {
+  axis = chosen;
+  for (const figure of figures()) {
+    for (const renderer of figure.renderers) renderer.glyph.x = { field: axis };
+    figure.below[0].axis_label = axis;
+  }
+  showAll();
+}
+
+function chooseMode(mode) {
+  const wanted = { zoom: ["BoxZoomTool", "WheelZoomTool"], pan: ["PanTool", "WheelZoomTool"], read: [] }[mode];
+  for (const figure of figures()) {
+    for (const tool of figure.toolbar.tools) if (/Zoom|Pan/.test(tool.type)) tool.active = wanted.includes(tool.type);
+  }
+}
+
+function paint() {
+  const style = getComputedStyle(document.documentElement);
+  const [text, line, grid, card] = ["--faint", "--line", "--grid", "--card"].map((name) => style.getPropertyValue(name).trim());
+  for (const figure of figures()) {
+    figure.setv({ background_fill_color: card, border_fill_color: card, outline_line_color: null });
+    for (const each of [...figure.below, ...figure.left]) {
+      each.setv({ major_label_text_color: text, axis_label_text_color: text, axis_line_color: line, major_tick_line_color: line, minor_tick_line_color: null,
+        major_label_text_font: "system-ui, sans-serif", axis_label_text_font: "system-ui, sans-serif", axis_label_text_font_style: "normal" });
+    }
+    for (const each of figure.center) if (/Grid/.test(each.type)) each.grid_line_color = grid;
+    for (const tool of figure.toolbar.tools) if (tool.type === "CrosshairTool") tool.line_color = text;
+  }
+}
+
+function press(buttons, act) {
+  for (const button of buttons) {
+    button.addEventListener("click", () => {
+      for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
+      act(button.value);
+    });
+  }
+}
+
+function toggle(button, act) {
+  button.addEventListener("click", () => {
+    const visible = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", String(visible));
+    act(visible);
+  });
+}
+
+function listen() {
+  press(document.querySelectorAll('[name="axis"]'), chooseAxis);
+  press(document.querySelectorAll('[name="mode"]'), chooseMode);
+  document.getElementById("reset").addEventListener("click", showAll);
+  for (const button of document.querySelectorAll("[data-mark]")) {
+    toggle(button, (visible) => {
+      for (const figure of figures()) for (const renderer of figure.renderers) if (renderer.name.endsWith(`-${button.dataset.mark}`)) renderer.visible = visible;
+    });
+  }
+  figures().forEach((figure, number) => {
+    for (const chip of document.querySelectorAll(`[data-chart="${number}"] [data-curve]`)) {
+      toggle(chip, (visible) => { for (const renderer of renderers(number, chip.dataset.curve)) renderer.visible = visible; });
+    }
+    for (const event of ["mousemove", "tap"]) figure.on_event(event, (at) => say(number, at.x));
+    figure.on_event("mouseleave", () => sayLast(number));
+    figure.on_event("doubletap", showAll);
+  });
+}
+
+async function begin() {
+  Bokeh.set_log_level("error");
+  const content = JSON.parse(document.getElementById("charts-data").textContent);
+  if (content === null) return;
+  await Bokeh.embed.embed_items(content.documents, content.items);
+  figures().forEach((figure, number) => sayLast(number));
+  paint();
+  listen();
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  dark.addEventListener("change", paint);
+  chooseAxis(axis);
+  const mode = matchMedia("(pointer: coarse)").matches ? "read" : "zoom";
+  document.querySelector(`[name="mode"][value="${mode}"]`).click();
+  document.documentElement.dataset.ready = "yes";
+}
+
+begin();
