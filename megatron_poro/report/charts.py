@@ -1,4 +1,4 @@
-"""Which metrics make a chart, and its curves: thinned, smoothed, with the tokens beside the steps. How they are drawn: figures.py."""
+"""Which metrics make a chart, and its curves: thinned, smoothed, with the tokens beside the steps. figures.py draws them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ CHARTS = (
     Chart("Training loss by source", ("loss_by_source/*",), "nats per token", is_smoothed=True),
     Chart("Validation loss", ("validation_loss/*",), "nats per token", has_points=True),
     Chart("Validation perplexity", ("validation_perplexity/*",), is_log=True, has_points=True),
-    Chart("Training perplexity", ("train/perplexity",), is_log=True, is_smoothed=True),
+    Chart("Training perplexity", ("train/perplexity",), is_log=True),
     Chart("Learning rate", ("train/learning_rate",)),
     Chart("Gradient norm", ("train/gradient_norm",), "before clipping", is_log=True, is_smoothed=True),
     Chart("Parameter norm", ("train/parameter_norm",)),

@@ -46,13 +46,16 @@ class Canvas:
             height=HEIGHTS[min(number, 1)],
             sizing_mode="stretch_width",
             x_range=self._range,
+            y_range=models.Range1d(1, 2),
             y_axis_type="log" if chart.is_log else "linear",
             tools="",
             toolbar_location=None,
-            window_axis="x",
             output_backend="canvas",
             min_border_left=56,
-            min_border_right=12,
+            background_fill_alpha=0,
+            border_fill_alpha=0,
+            outline_line_color=None,
+            min_border_right=18,
         )
         zoom = models.BoxZoomTool(dimensions="width")
         wheel = models.WheelZoomTool(dimensions="width", modifiers={"ctrl": True})
@@ -66,7 +69,7 @@ class Canvas:
         figure.xaxis.ticker.desired_num_ticks = 5
         for kind, source in self._marks.items():
             figure.vspan(
-                x="step", source=source, name=f"mark-{number}-{kind}", line_color=MARK_COLOURS[kind], line_width=1, line_alpha=0.7,
+                x="step", source=source, name=f"mark-{number}-{kind}", line_color=MARK_COLOURS[kind], line_width=1, line_alpha=0.5,
                 line_dash="dashed" if kind == "mix" else "solid",
             )  # fmt: skip
         for place, curve in enumerate(curves):

@@ -11,9 +11,9 @@ function poroNumber(value, kind) {
     return trim((value / step ** n).toPrecision(4)) + units[n];
   };
   if (kind === "percent") return trim((value * 100).toPrecision(4)) + " %";
-  if (kind === "bytes") return scaled([" B", " KiB", " MiB", " GiB", " TiB"], 1024);
+  if (kind === "bytes") return scaled([" B", " kB", " MB", " GB", " TB"], 1000);
   if (kind === "seconds") return size && size < 0.1 ? trim((value * 1e3).toPrecision(3)) + " ms" : trim(value.toPrecision(4)) + " s";
-  if (size && size < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
+  if ((size && size < 1e-3) || size >= 1e15) return value.toExponential(2).replace(/\.?0+e/, "e");
   if (size >= 1e4 || kind === "short") return size < 1 ? trim(value.toPrecision(3)) : scaled(["", " k", " M", " B", " T"], 1000);
   return trim(value.toPrecision(5));
 }
@@ -21,6 +21,7 @@ function poroNumber(value, kind) {
 const page = JSON.parse(document.getElementById("page-data").textContent);
 const figures = () => Bokeh.documents[0].roots();
 let axis = page.axis;
+let heights = "fit";
 
 function renderers(number, place) {
   const names = ["curve", "mean", "points"].map((kind) => `${kind}-${number}-${place}`);
@@ -59,11 +60,50 @@ function sayLast(number) {
   chart.querySelector(".at").textContent = "";
 }
 
+function visibleValues(number) {
+  const figure = figures()[number];
+  const { start, end } = figure.x_range;
+  const values = [];
+  for (const renderer of figure.renderers) {
+    if (!renderer.visible || !/^(curve|mean)/.test(renderer.name)) continue;
+    const data = renderer.data_source.data;
+    data.value.forEach((value, at) => { if (data[axis][at] >= start && data[axis][at] <= end && Number.isFinite(value)) values.push(value); });
+  }
+  return Float64Array.from(values).sort();
+}
+
+// Heights fit what is shown. A few values far off the others leave the picture, unless all are asked for.
+function fit(number) {
+  const figure = figures()[number];
+  const values = visibleValues(number);
+  if (!values.length) return;
+  const isLog = /Log/.test(figure.y_scale.type);
+  const at = (share) => values[Math.round((values.length - 1) * share)];
+  const [to, from] = isLog ? [Math.log, Math.exp] : [Number, Number];
+  let [low, high] = [to(at(0)), to(at(1))];
+  const [usualLow, usualHigh] = [to(at(0.005)), to(at(0.995))];
+  const usual = usualHigh - usualLow;
+  if (heights === "fit" && usual > 0) {
+    if (high - usualHigh > 2 * usual) high = usualHigh + 0.2 * usual;
+    if (usualLow - low > 2 * usual) low = usualLow - 0.2 * usual;
+  }
+  const margin = 0.06 * (high - low) || 0.05 * Math.abs(high) || 1;
+  figure.y_range.setv({ start: from(low - margin), end: from(high + margin) });
+}
+
+let waiting = false;
+function fitAll() {
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => { waiting = false; figures().forEach((figure, number) => fit(number)); });
+}
+
 function showAll() {
   const range = figures()[0].x_range;
   const last = page.last[axis];
   range.setv({ bounds: [0, last], min_interval: Math.min(page.least[axis], last) });
   range.setv({ start: 0, end: last });
+  fitAll();
 }
 
 function chooseAxis(chosen) {
@@ -84,9 +124,8 @@ function chooseMode(mode) {
 
 function paint() {
   const style = getComputedStyle(document.documentElement);
-  const [text, line, grid, card] = ["--faint", "--line", "--grid", "--card"].map((name) => style.getPropertyValue(name).trim());
+  const [text, line, grid] = ["--faint", "--line", "--grid"].map((name) => style.getPropertyValue(name).trim());
   for (const figure of figures()) {
-    figure.setv({ background_fill_color: card, border_fill_color: card, outline_line_color: null });
     for (const each of [...figure.below, ...figure.left]) {
       each.setv({ major_label_text_color: text, axis_label_text_color: text, axis_line_color: line, major_tick_line_color: line, minor_tick_line_color: null,
         major_label_text_font: "system-ui, sans-serif", axis_label_text_font: "system-ui, sans-serif", axis_label_text_font_style: "normal" });
@@ -116,6 +155,8 @@ function toggle(button, act) {
 function listen() {
   press(document.querySelectorAll('[name="axis"]'), chooseAxis);
   press(document.querySelectorAll('[name="mode"]'), chooseMode);
+  press(document.querySelectorAll('[name="heights"]'), (chosen) => { heights = chosen; fitAll(); });
+  for (const end of ["start", "end"]) figures()[0].x_range.properties[end].change.connect(fitAll);
   document.getElementById("reset").addEventListener("click", showAll);
   for (const button of document.querySelectorAll("[data-mark]")) {
     toggle(button, (visible) => {
@@ -124,7 +165,7 @@ function listen() {
   }
   figures().forEach((figure, number) => {
     for (const chip of document.querySelectorAll(`[data-chart="${number}"] [data-curve]`)) {
-      toggle(chip, (visible) => { for (const renderer of renderers(number, chip.dataset.curve)) renderer.visible = visible; });
+      toggle(chip, (visible) => { for (const renderer of renderers(number, chip.dataset.curve)) renderer.visible = visible; fit(number); });
     }
     for (const event of ["mousemove", "tap"]) figure.on_event(event, (at) => say(number, at.x));
     figure.on_event("mouseleave", () => sayLast(number));

@@ -100,6 +100,7 @@ def _controls(runs: Sequence[Run], kinds: set[str]) -> Html:
         "div",
         tag("div", *(choice("axis", value, pressed=value == _axis(runs)) for value in ("step", "tokens")), class_="group"),
         tag("div", *(choice("mode", value, pressed=False) for value in ("read", "zoom", "pan")), class_="group"),
+        tag("div", *(choice("heights", value, pressed=value == "fit") for value in ("fit", "spikes")), class_="group"),
         tag("div", tag("button", "show all", id="reset", type="button"), class_="group"),
         tag("div", *marks, class_="chips"),
         class_="controls",

@@ -1,7 +1,6 @@
 """Fewer points of a curve that look the same: of each stretch the least and the greatest, so that no spike is lost."""
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_poro.report.series import Floats, Integers
 
@@ -27,11 +26,30 @@ def thin(values: Floats, most: int) -> Integers:
 
 
 def smooth(values: Floats, window: int) -> Floats:
-    """Mean of the last `window` finite values at each place; fewer at the start."""
-    finite: NDArray[np.bool_] = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    ends = np.arange(1, len(values) + 1)
-    begins = np.maximum(ends - window, 0)
-    number = counts[ends] - counts[begins]
-    return np.where(number > 0, (sums[ends] - sums[begins]) / np.maximum(number, 1), np.nan)
+    """Mean of the `window` values around each place, of those that are finite; fewer at both ends."""
+    after = window // 2
+    values = np.concatenate([values, np.full(after, np.nan)])
+    finite = np.isfinite(values)
+    numbers = _sums(finite.astype(np.float64), window)
+    sums = _sums(np.where(finite, values, 0.0), window)
+    means: Floats = np.where(numbers > 0, sums / np.maximum(numbers, 1), np.nan)
+    return means[after:]
+
+
+def _sums(values: Floats, window: int) -> Floats:
+    """Sums of the last `window` values, put together from sums of 1, 2, 4, ...: nothing is subtracted.
+
+    Differences of running totals would lose everything behind a spike of 1e20.
+    """
+    total, taken = np.zeros_like(values), 0
+    block, size = values, 1
+    while size <= window:
+        if window & size:
+            total = total + _later(block, taken)
+            taken += size
+        block, size = block + _later(block, size), 2 * size
+    return total
+
+
+def _later(values: Floats, places: int) -> Floats:
+    return np.concatenate([np.zeros(min(places, len(values))), values[: max(len(values) - places, 0)]])
