@@ -48,6 +48,7 @@ def diagnose() -> list[Finding]:
         _slurm,
         lambda: _package("wandb", "wandb", "dashboards; metrics.jsonl is always written"),
         lambda: _package("matplotlib", "matplotlib", "loss-curve pictures"),
+        lambda: _package("bokeh", "bokeh", "`poro report`; `poro compare` works without"),
     )
     return [look() for look in looks]
 

@@ -6,18 +6,22 @@ import math
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
+from megatron_poro.cli.launch import run_directory_of
+
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `report` and `compare`."""
     report = commands.add_parser("report", help="a run on one page of HTML, or several over each other; opens without a network")
-    report.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run directories; several are drawn over each other")
+    report.add_argument(
+        "runs", metavar="RUN", nargs="+", type=Path, help="run directories or run files; several are drawn over each other"
+    )
     report.add_argument("-o", "--output", metavar="FILE", type=Path, default=Path("report.html"), help="default: report.html")
     report.add_argument("--hash", action="store_true", help="compare the hashes of every checkpoint, which reads all of them")
     report.set_defaults(run=_report)
     compare = commands.add_parser(
         "compare", help="two runs: what their run files say differently, and their losses at equal tokens"
     )
-    compare.add_argument("a", metavar="A", type=Path, help="a run directory")
+    compare.add_argument("a", metavar="A", type=Path, help="a run directory or run file")
     compare.add_argument("b", metavar="B", type=Path, help="another; differences are B - A")
     compare.add_argument("--json", action="store_true", help="print JSON (default: a table)")
     points = "compare at these numbers of tokens, such as 1e9 (default: 6 that both runs have)"
@@ -39,7 +43,7 @@ def _report(args: argparse.Namespace) -> int:
     from megatron_poro.report.page import write_report
     from megatron_poro.report.proofs import READ_BYTES
 
-    write_report(args.runs, args.output, read_bytes=math.inf if args.hash else READ_BYTES)
+    write_report([run_directory_of(run) for run in args.runs], args.output, read_bytes=math.inf if args.hash else READ_BYTES)
     print(f"wrote {args.output}, {args.output.stat().st_size / 1e6:.1f} MB")
     return 0
 
@@ -47,6 +51,6 @@ def _report(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from megatron_poro.report.compare import compare_runs
 
-    comparison = compare_runs(args.a, args.b, args.at)
+    comparison = compare_runs(run_directory_of(args.a), run_directory_of(args.b), args.at)
     print(json.dumps(comparison.as_dict(), indent=1, ensure_ascii=False) if args.json else comparison.as_table())
     return 0

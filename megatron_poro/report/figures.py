@@ -81,7 +81,7 @@ class Canvas:
         source = self._source(curve.points)
         figure.line(
             "step", "value", source=source, name=f"curve-{name}", line_width=1 if curve.mean else 1.8,
-            line_alpha=0.35 if curve.mean else 1.0, **look,
+            line_alpha=0.45 if curve.mean else 1.0, **look,
         )  # fmt: skip
         if curve.mean:
             figure.line("step", "value", source=self._source(curve.mean), name=f"mean-{name}", line_width=1.8, **look)

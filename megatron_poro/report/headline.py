@@ -61,10 +61,10 @@ def _cards(run: Run) -> list[Html]:
     if seconds := _median(run, "time/step"):
         left = (num_steps - step) * seconds
         cards.append(
-            _card("time a step", lasting(seconds), seconds, under=f"{lasting(left)} to go" if left > 0 else "median of late")
+            _card("time a step", lasting(seconds), seconds, under=f"{lasting(left)} to go" if left > 0 else "recent median")
         )
     if rate := _median(run, "throughput/tokens_per_second"):
-        cards.append(_card("tokens a second", short(rate), rate, under="median of late"))
+        cards.append(_card("tokens/s", short(rate), rate, under="recent median"))
     if not math.isnan(mfu := _last(run, "throughput/mfu")):
         cards.append(_card("MFU", f"{mfu:.1%}", mfu, under="last step"))
     restarts = max(len(run.history.starts) - 1, 0)

@@ -86,7 +86,7 @@ def state_of(run: Run, now: float | None = None) -> str:
         return f"held: {reason}"
     if last.get("event") == "end":
         return f"stopped by {last['stopped_by']}" if last.get("stopped_by") else "stopped where it was told to"
-    since = float(last.get("time", 0.0))
+    since = time_of(last)
     if failure := failure_between(run, since, np.inf):
         return f"failed: {failure}"
     if (time.time() if now is None else now) - since < RUNNING_SECONDS:
@@ -94,9 +94,15 @@ def state_of(run: Run, now: float | None = None) -> str:
     return "ended without a word"
 
 
+def time_of(record: Record) -> float:
+    """When a record was written, in seconds since 1970; 0 where it does not say."""
+    found = record.get("time")
+    return float(found) if isinstance(found, int | float) else 0.0
+
+
 def failure_between(run: Run, begin: float, end: float) -> str:
     """The last failure in the run's events between two times, in words; empty when there is none."""
-    found = [event for event in run.events if begin <= float(event.get("time", 0.0)) < end]
+    found = [event for event in run.events if begin <= time_of(event) < end]
     with contextlib.suppress(KeyError, TypeError, ValueError):
         return last_failure(found)
     return "of something that events.jsonl does not tell whole"
@@ -119,23 +125,23 @@ def marks_of(run: Run) -> list[Mark]:
 def _mark_start(run: Run, number: int) -> Mark:
     starts = run.history.starts
     start, before = starts[number], starts[number - 1]
-    when = float(start.record.get("time", 0.0))
-    cause = _cause(run, start, float(before.record.get("time", 0.0)))
+    when = time_of(start.record)
+    cause = _cause(run, start, time_of(before.record))
     kind = "rollback" if "left_out" in start.record else "restart"
-    repeated = f"; {start.reached - start.step:,} steps were taken again" if start.reached > start.step else ""
+    repeated = f"; steps taken again: {start.reached - start.step:,}" if start.reached > start.step else ""
     return Mark(kind, start.step, cause + repeated, when)
 
 
 def _cause(run: Run, start: Start, since: float) -> str:
     """Why a start had to be: what the run, its events and the elements of its job array say, in this order."""
-    until = float(start.record.get("time", 0.0))
+    until = time_of(start.record)
     if "left_out" in start.record:
         return f"bad steps in a row; samples {'-'.join(map(str, start.record['left_out']))} are left out"
     if failure := failure_between(run, since, until):
         return failure
     if start.ended:
         return f"stopped by {start.ended['stopped_by']}" if start.ended.get("stopped_by") else "had come as far as it was told to"
-    ends = [note for note in run.notes if note["event"] == "end" and since <= float(note.get("time", 0.0)) < until]
+    ends = [note for note in run.notes if note["event"] == "end" and since <= time_of(note) < until]
     if ends:
         return f"element {ends[-1].get('job', '')} ended with exit code {ends[-1].get('code')}"
     return "ended without a word, as a killed one does"

@@ -8,21 +8,22 @@ import tomli_w
 from megatron_poro.config.parse import to_plain
 from megatron_poro.errors import PoroError
 from megatron_poro.observe.catalog import METRICS
-from megatron_poro.report.figures import COLOURS
-from megatron_poro.report.goodput import account
+from megatron_poro.report.goodput import Goodput, account
 from megatron_poro.report.headline import lasting
 from megatron_poro.report.html import Html, join, table, tag
 from megatron_poro.report.ledger import find_ledger
 from megatron_poro.report.proofs import Link, find_chain
 from megatron_poro.report.run import Run, marks_of
 
+PARTS = ("#64748b", "#94a3b8", "#0891b2", "#0f9d76", "#d9730d", "#9059e0", "#cf3f8f", "#d64545", "#76901a", "#a8641c")
+"""Colours of the parts of goodput, in their order: waiting is grey, what counts green."""
 KINDS = {"good": "verified", "unread": "not read", "missing": "missing", "bad": "wrong"}
 
 
 def sections(run: Run, *, read_bytes: float) -> Html:
     """All of them, each under its heading; one that cannot be made says why."""
     parts: list[tuple[str, Callable[[], Html]]] = [
-        ("Goodput", lambda: _goodput(run)),
+        ("Goodput", lambda: show_goodput(account(run.directory))),
         ("Ledger against plan", lambda: _ledger(run)),
         ("Chain of proofs", lambda: _chain(run, read_bytes)),
         ("Restarts, rollbacks, skipped steps", lambda: _happenings(run)),
@@ -33,23 +34,12 @@ def sections(run: Run, *, read_bytes: float) -> Html:
     return join(join([tag("h2", name), tag("div", _or_why_not(make), class_="box")]) for name, make in parts)
 
 
-def _or_why_not(make: Callable[[], Html]) -> Html:
-    try:
-        return make()
-    except PoroError as error:
-        return _note(str(error))
-
-
-def _note(text: str) -> Html:
-    return tag("p", text, class_="faint")
-
-
-def _goodput(run: Run) -> Html:
-    goodput = account(run.directory)
+def show_goodput(goodput: Goodput) -> Html:
+    """Where the time went, as a bar and a table."""
     total = sum(goodput.seconds.values())
     if not total:
         return _note("nothing is known yet of where the time went")
-    colours = dict(zip(goodput.seconds, ["#64748b", "#8b97a8", "#0891b2", *COLOURS[2:]], strict=False))
+    colours = dict(zip(goodput.seconds, PARTS, strict=False))
     bar = [
         tag("i", style=f"flex:{seconds:.3f};background:{colours[name]}", title=f"{name} {seconds / total:.1%}")
         for name, seconds in goodput.seconds.items()
@@ -67,6 +57,17 @@ def _goodput(run: Run) -> Html:
     share = goodput.seconds.get("productive steps", 0.0) / total
     text = f"{share:.1%} of {lasting(goodput.wall_seconds)} went into steps that count."
     return join([tag("p", text), tag("div", *bar, class_="parts"), table(["", "time", "share", "GPU-hours"], rows)])
+
+
+def _or_why_not(make: Callable[[], Html]) -> Html:
+    try:
+        return make()
+    except PoroError as error:
+        return _note(str(error))
+
+
+def _note(text: str) -> Html:
+    return tag("p", text, class_="faint")
 
 
 def _ledger(run: Run) -> Html:
@@ -152,7 +153,8 @@ def _versions(run: Run) -> Html:
     """Of every start, where they changed."""
     rows: list[list[str]] = []
     for start in run.history.starts:
-        versions = start.record.get("versions", {})
+        found = start.record.get("versions")
+        versions = found if isinstance(found, dict) else {}
         device = str(start.record.get("device", ""))
         row = [", ".join(f"{name} {version}" for name, version in versions.items()), str(start.record.get("layout", "")), device]
         if not rows or rows[-1][1:] != row:

@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,11 +97,18 @@ def read_history(path: Path) -> History:
         ended = record if event == "end" else ended
         reached = max(reached, step)
         history.last = record
-        for name, value in numbers_of(record).items():
+        for name, value in _numbers(record).items():
             series = history.series.setdefault(name, Series())
             series.stored_steps.append(step)
             series.stored_values.append(value)
     return history
+
+
+def _numbers(record: Record) -> dict[str, float]:
+    try:
+        return numbers_of(record)
+    except (TypeError, ValueError):  # something else than a number in a table
+        return {}
 
 
 def _take_back(history: History, step: int) -> None:
@@ -116,5 +124,12 @@ def _records(path: Path) -> Iterator[Record]:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(record, dict) and isinstance(record.get("event"), str) and isinstance(record.get("step"), int):
+            if _is_record(record):
                 yield record
+
+
+def _is_record(record: Any) -> bool:
+    """Whether it has what every record has; a disk that was full or a foreign hand leaves other lines too."""
+    if not isinstance(record, dict) or not isinstance(record.get("event"), str) or not isinstance(record.get("step"), int):
+        return False
+    return 0 <= record["step"] < 2**31 and isinstance(record.get("time"), int | float)

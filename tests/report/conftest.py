@@ -1,4 +1,4 @@
-"""A page in a real Chromium that reaches no network; where there is none the test is skipped, or fails under PORO_REQUIRE_CHROMIUM."""
+"""Pages in a real Chromium that reach no network; without it such tests skip, or fail under PORO_REQUIRE_CHROMIUM."""
 
 import os
 import shutil
