@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[plot,wandb,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[plot,report,wandb,dev]'
 	@touch $@
 
 run: $(STAMP)  ## run the whole job on this machine, small: text in, continued-pretrained model out
@@ -36,6 +36,9 @@ check: $(STAMP)  ## format, lint, types, layers, shell scripts, spelling
 docs: $(STAMP)  ## write the pages that are made from the code
 	$(BIN)/python -m megatron_poro.observe.reference >docs/metrics.md
 
+pictures: $(STAMP)  ## make the pictures in docs from the demo's run; needs chromium, and `make run` before
+	$(BIN)/python tools/pictures.py
+
 cluster:  ## start a real Slurm of 3 nodes on this machine, to try job scripts on; needs slurm-wlm and munge, installs nothing
 	@tools/cluster.sh up 3
 	@echo "To use it, in this shell:"
@@ -50,4 +53,4 @@ clean:  ## remove what the demo and builds left
 distclean: clean  ## remove the environment too (1.5 GB)
 	rm -rf $(VENV)
 
-.PHONY: help venv run test check docs cluster cluster-stop clean distclean
+.PHONY: help venv run test check docs pictures cluster cluster-stop clean distclean
