@@ -13,6 +13,7 @@ from typing import Any
 from megatron_poro.data.table import render_table
 from megatron_poro.errors import LaunchError
 from megatron_poro.observe import Record, read_records
+from megatron_poro.observe.words import format_seconds
 from megatron_poro.slurm.history import Attempt, attempts
 from megatron_poro.slurm.records import folder_of, load_job, read_notes
 
@@ -237,13 +238,3 @@ def render(goodput: Goodput) -> str:
     rows.append(["all", format_seconds(goodput.wall_seconds), "", f"{sum(hours.values()):,.2f}"])
     starts = f"{len(goodput.stays)} start{'s' * (len(goodput.stays) != 1)}"
     return f"{render_table(rows)}\n{starts}; {goodput.share:.1%} of the GPU-hours went into steps that the run still has"
-
-
-def format_seconds(seconds: float) -> str:
-    """Seconds for people: 12.3 s, 4 min 05 s, 2 d 3 h 04 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
-    days, rest = divmod(round(seconds / 60), 1440)
-    return (f"{days} d " if days else "") + f"{rest // 60} h {rest % 60:02d} min"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from megatron_poro.observe.words import format_seconds
 from megatron_poro.report.figures import COLOURS
 from megatron_poro.report.html import Html, join, table, tag
 from megatron_poro.report.run import Run, state_of
@@ -17,15 +18,6 @@ def short(number: float) -> str:
         if abs(number) >= 10**power:
             return f"{number / 10**power:.3g}{unit}" if abs(number) < 999.5 * 10**power else f"{number / 10**power:,.0f}{unit}"
     return f"{number:.3g}" if number % 1 else f"{number:.0f}"
-
-
-def lasting(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds / 60)
-    days, rest = divmod(minutes, 1440)
-    return (f"{days} d " if days else "") + f"{rest // 60} h {rest % 60:02d} min"
 
 
 def state_html(run: Run) -> Html:
@@ -61,7 +53,12 @@ def _cards(run: Run) -> list[Html]:
     if seconds := _median(run, "time/step"):
         left = (num_steps - step) * seconds
         cards.append(
-            _card("time a step", lasting(seconds), seconds, under=f"{lasting(left)} to go" if left > 0 else "recent median")
+            _card(
+                "time a step",
+                format_seconds(seconds),
+                seconds,
+                under=f"{format_seconds(left)} to go" if left > 0 else "recent median",
+            )
         )
     if rate := _median(run, "throughput/tokens_per_second"):
         cards.append(_card("tokens/s", short(rate), rate, under="recent median"))

@@ -8,14 +8,14 @@ import tomli_w
 from megatron_poro.config.parse import to_plain
 from megatron_poro.errors import PoroError
 from megatron_poro.observe.catalog import METRICS
+from megatron_poro.observe.words import format_seconds
 from megatron_poro.report.goodput import Goodput, account
-from megatron_poro.report.headline import lasting
 from megatron_poro.report.html import Html, join, table, tag
 from megatron_poro.report.ledger import find_ledger
 from megatron_poro.report.proofs import Link, find_chain
 from megatron_poro.report.run import Run, marks_of
 
-PARTS = ("#64748b", "#94a3b8", "#0891b2", "#0f9d76", "#d9730d", "#9059e0", "#cf3f8f", "#d64545", "#76901a", "#a8641c")
+PARTS = ("#64748b", "#94a3b8", "#0891b2", "#0f9d76", "#d9730d", "#9059e0", "#cf3f8f", "#d64545", "#76901a")
 """Colours of the parts of goodput, in their order: waiting is grey, what counts green."""
 KINDS = {"good": "verified", "unread": "not read", "missing": "missing", "bad": "wrong"}
 
@@ -36,10 +36,10 @@ def sections(run: Run, *, read_bytes: float) -> Html:
 
 def show_goodput(goodput: Goodput) -> Html:
     """Where the time went, as a bar and a table."""
-    total = sum(goodput.seconds.values())
+    total = goodput.wall_seconds
     if not total:
         return _note("nothing is known yet of where the time went")
-    colours = dict(zip(goodput.seconds, PARTS, strict=False))
+    colours = dict(zip(goodput.seconds, PARTS, strict=True))
     bar = [
         tag("i", style=f"flex:{seconds:.3f};background:{colours[name]}", title=f"{name} {seconds / total:.1%}")
         for name, seconds in goodput.seconds.items()
@@ -48,14 +48,16 @@ def show_goodput(goodput: Goodput) -> Html:
     rows = [
         [
             Html(tag("i", class_="dot", style=f"background:{colours[name]}") + tag("span", name)),
-            lasting(seconds),
+            format_seconds(seconds),
             f"{seconds / total:.1%}",
-            f"{goodput.gpu_hours.get(name, 0.0):,.2f}",
+            f"{goodput.gpu_hours[name]:,.2f}",
         ]
         for name, seconds in goodput.seconds.items()
     ]
-    share = goodput.seconds.get("productive steps", 0.0) / total
-    text = f"{share:.1%} of {lasting(goodput.wall_seconds)} went into steps that count."
+    hours = sum(goodput.gpu_hours.values())
+    text = (
+        f"{format_seconds(goodput.wall_seconds)}, {hours:,.2f} GPU-hours, of which {goodput.share:.1%} went into steps that count."
+    )
     return join([tag("p", text), tag("div", *bar, class_="parts"), table(["", "time", "share", "GPU-hours"], rows)])
 
 

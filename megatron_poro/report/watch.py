@@ -15,7 +15,7 @@ from rich.text import Text
 
 from megatron_poro.observe import Record
 from megatron_poro.observe.jsonl import FollowedFile, counting
-from megatron_poro.report.goodput import format_seconds
+from megatron_poro.observe.words import format_seconds
 from megatron_poro.slurm.status import Status, read_status
 
 CURVE_HEIGHT = 9

@@ -11,6 +11,7 @@ from megatron_poro.config.duration import duration_of
 from megatron_poro.engine.paths import list_checkpoints, step_of
 from megatron_poro.errors import LaunchError
 from megatron_poro.observe import Record, read_metrics, read_records
+from megatron_poro.observe.words import format_seconds
 from megatron_poro.slurm.commands import QueuedJob, SlurmError, has_slurm, queued
 from megatron_poro.slurm.element import newest_step
 from megatron_poro.slurm.history import Attempt, attempts, excluded, hold_reason, last_failure
@@ -168,8 +169,11 @@ def render(status: Status) -> str:
         ("step", f"{status.step:,} of {status.num_steps:,} ({share:.1%}), {status.tokens:,} of {status.num_tokens:,} tokens"),
         ("loss", f"{status.loss:.4f}" if status.loss is not None else ""),
         ("rate", f"{status.tokens_per_second:,.0f} tokens/s" if status.tokens_per_second else ""),
-        ("time left", _duration(status.seconds_left) if status.state != "done" else ""),
-        ("last save", f"step {status.saved_step:,}, {_duration(status.saved_ago)} ago" if status.saved_ago is not None else "none"),
+        ("time left", format_seconds(status.seconds_left) if status.seconds_left and status.state != "done" else ""),
+        (
+            "last save",
+            f"step {status.saved_step:,}, {format_seconds(status.saved_ago)} ago" if status.saved_ago is not None else "none",
+        ),
         ("bad steps", f"{status.bad_steps} left out, {count(status.rollbacks, 'rollback')}" if status.bad_steps else ""),
         ("restarts", f"{status.restarts}" + (f"; the last failure: {status.last_failure}" if status.last_failure else "")),
         ("excluded", "; ".join(f"{node}: {reason}" for node, reason in status.excluded.items())),
@@ -184,15 +188,5 @@ def render(status: Status) -> str:
 
 def render_line(status: Status) -> str:
     """One line, for scripts and for several runs."""
-    left = _duration(status.seconds_left) or "?"
+    left = format_seconds(status.seconds_left) if status.seconds_left is not None else "?"
     return f"{status.directory}: {status.state}, step {status.step}/{status.num_steps}, {left} left, {status.restarts} restarts"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    days, rest = divmod(minutes, 1440)
-    return (f"{days} d " if days else "") + f"{rest // 60} h {rest % 60:02d} min"

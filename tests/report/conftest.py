@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_poro.report import write_report
+from megatron_poro.report.page import write_report
 from tests.report.synthetic import write_synthetic
 
 NUM_STEPS = 40_000

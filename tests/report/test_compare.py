@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_poro.errors import PoroError
-from megatron_poro.report import compare_runs
+from megatron_poro.report.compare import compare_runs
 from tests.report.synthetic import write_synthetic
 from tests.report.test_series import start, write
 from tests.runs import poro, write_run

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_poro.errors import PoroError
-from megatron_poro.report.goodput import Goodput
+from megatron_poro.report.goodput import Goodput, Stay
 from megatron_poro.report.ledger import find_ledger
 from megatron_poro.report.proofs import find_chain
 from megatron_poro.report.run import Run, load, marks_of, state_of
@@ -132,7 +132,11 @@ def test_the_chain_says_what_is_verified_missing_or_wrong(trained_run: Path) -> 
 
 
 def test_goodput_is_a_share_of_all_time() -> None:
-    shown = show_goodput(Goodput({"queued": 600.0, "productive steps": 5400.0}, {"queued": 0.0, "productive steps": 12.0}, 6000.0))
-    assert "90.0% of 1 h 40 min went into steps that count." in shown
-    assert "12.00" in shown
-    assert "nothing is known" in show_goodput(Goodput({"queued": 0.0}, {"queued": 0.0}, 0.0))
+    stay = Stay("", begin=0.0, end=6000.0, devices=8)
+    stay.add("queued", 600.0)
+    stay.add("productive steps", 4860.0)
+    stay.add("start-up", 540.0)
+    shown = show_goodput(Goodput((stay,), gpus_per_device=0.5))
+    assert "1 h 40 min, 6.00 GPU-hours, of which 90.0% went into steps that count." in shown
+    assert "5.40" in shown
+    assert "nothing is known" in show_goodput(Goodput((), 1.0))
