@@ -1,4 +1,6 @@
-"""Pictures of the report, for the docs: the demo's run on a desktop, on a phone and in the dark. `make pictures` runs it.
+"""Pictures for the docs, of the demo's run: its report on a desktop, on a phone and in the dark, and `poro watch`.
+
+`make pictures` runs it.
 
     python tools/pictures.py [RUN_DIRECTORY] [--out docs]
 
@@ -6,6 +8,7 @@ Needs chromium; the pictures are cut where a reader's patience ends, and kept sm
 """
 
 import argparse
+import io
 import shutil
 import sys
 import tempfile
@@ -14,8 +17,11 @@ from typing import Any
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
+from rich.console import Console
 
-from megatron_poro.report import write_report
+from megatron_poro.report.page import write_report
+from megatron_poro.report.watch import open_run, render
+from megatron_poro.slurm.status import read_status
 
 MOST_BYTES = 300_000
 DESKTOP, PHONE = {"width": 1280, "height": 1180}, {"width": 375, "height": 812}
@@ -37,6 +43,7 @@ def main() -> int:
     if not chromium:
         print("error: chromium is missing: apt-get install -y --no-install-recommends chromium", file=sys.stderr)
         return 2
+    _draw_screen(args.run, args.out / "watch.svg")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.html"
         write_report([args.run], report)
@@ -48,6 +55,16 @@ def main() -> int:
                 print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
             browser.close()
     return 0
+
+
+def _draw_screen(run_directory: Path, path: Path) -> None:
+    """What `poro watch` shows, as a terminal of 80 columns."""
+    console = Console(width=80, record=True, file=io.StringIO(), force_terminal=True)
+    run = open_run(run_directory)
+    run.refresh()
+    console.print(render(run, read_status(run_directory), width=80))
+    console.save_svg(str(path), title="poro watch")
+    print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
 
 
 def _take(browser: Any, report: Path, path: Path, view: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The steps of the demo: each is a command that a user would type, printed before it runs."""
 
+import importlib.util
 import shlex
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def run_demo(options: DemoOptions) -> int:
     _tokenize(out, corpus)
     _pretrain_base(out, steps)
     _continue_pretraining(out, steps)
+    _look_back(out)
     return summarise(out, steps=steps, seconds=time.monotonic() - started)
 
 
@@ -107,6 +109,15 @@ def _continue_pretraining(out: Path, steps: int) -> None:
     last = f"{out}/runs/continued/checkpoints/step_{steps:08d}"
     _poro("convert", "to-hf", last, f"{out}/final-hf", "--reference", f"{out}/base-hf")
     _poro("convert", "verify", last, f"{out}/final-hf")
+
+
+def _look_back(out: Path) -> None:
+    _say("5. Where the hours went, and the report")
+    _poro("goodput", f"{out}/runs/continued")
+    if importlib.util.find_spec("bokeh"):
+        _poro("report", f"{out}/runs/continued", "-o", f"{out}/report.html")
+    else:
+        print("no report: bokeh is not installed (pip install 'megatron_poro[report]')", flush=True)
 
 
 def _write_run_file(out: Path, name: str, mix: dict[str, float], steps: int, *, initial: str) -> dict[str, Any]:

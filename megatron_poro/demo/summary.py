@@ -36,7 +36,7 @@ def summarise(out: Path, *, steps: int, seconds: float) -> int:
     ledger = ledger_at(data.order, duration_of(config).num_samples)
     promises = _check_promises(losses, full=steps >= FULL_STEPS)
     picture = _draw(out, config)
-    print(f"\n=== 5. What came out\n\n{_render_losses(losses)}\n\nA sample in Finnish, after {PROMPT!r}:\n  {sample}\n")
+    print(f"\n=== 6. What came out\n\n{_render_losses(losses)}\n\nA sample in Finnish, after {PROMPT!r}:\n  {sample}\n")
     print(f"Tokens read by the continued pretraining:\n{ledger.as_table()}\n")
     if steps < FULL_STEPS:
         print(f"What the model learns is checked from {FULL_STEPS} steps on; this was a trial of {steps}.")
