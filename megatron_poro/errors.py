@@ -58,5 +58,9 @@ class LaunchError(PoroError):
     """Processes that could not be started, or one of them that died."""
 
 
+class WandbError(PoroError):
+    """A wandb server that cannot be reached, or a run that has nothing for it."""
+
+
 USER_ERRORS = (PoroError, DataError)
 """What the command line reports without a traceback."""

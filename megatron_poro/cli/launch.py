@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_poro.cli.paths import run_directory_of
 from megatron_poro.errors import USER_ERROR_CODE, USER_ERRORS, LaunchError
 
 
@@ -162,15 +163,6 @@ def _launch(args: argparse.Namespace) -> int:
     what = f"{count(job.elements, 'element')} on {count(job.nodes, 'node')}"
     print(f"submitted {', '.join(job.ids)}: {what}; `poro status {job.directory}` shows them")
     return 0
-
-
-def run_directory_of(path: Path) -> Path:
-    """The run directory that a person means: the folder, or that of a run file."""
-    if path.suffix == ".toml" and not path.is_dir():
-        from megatron_poro.config import load_run
-
-        return Path(load_run(path).run_directory)
-    return path
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import math
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
-from megatron_poro.cli.launch import run_directory_of
+from megatron_poro.cli.paths import run_directory_of
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

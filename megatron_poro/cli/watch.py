@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from megatron_poro.cli.launch import run_directory_of
+from megatron_poro.cli.paths import run_directory_of
 from megatron_poro.errors import ConfigError
 
 

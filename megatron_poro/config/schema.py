@@ -203,8 +203,11 @@ class ObserveConfig:
 
     log_every_steps: int = setting("steps between lines of metrics", default=1)
     parameter_norm_every_steps: int = setting("steps between norms of all weights; 0 means never", default=100)
-    wandb_project: str = setting("wandb project; empty means no wandb. WANDB_MODE and WANDB_API_KEY are respected", default="")
+    wandb_project: str = setting(
+        "wandb project; empty means no wandb. In a Slurm job it is offline unless WANDB_MODE says otherwise", default=""
+    )
     wandb_entity: str = setting("wandb team or user; empty means the account's default", default="")
+    tensorboard: bool = setting("event files for TensorBoard in the run directory", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,21 @@ import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 Record = dict[str, Any]
+
+
+class MetricSink(Protocol):
+    """Takes records; the head of this file says what is in one."""
+
+    def write(self, record: Record) -> None:
+        """Take one record."""
+
+    def close(self) -> None:
+        """Flush and close."""
 
 
 class JsonLinesSink:
@@ -73,22 +83,25 @@ class JsonLinesSink:
 
 def read_metrics(path: Path) -> list[Record]:
     """The records that count, in order: torn lines and steps that were repeated after a restart are left out."""
-    return counting(read_records(path))
+    return those_that_count(read_records(path))
 
 
-def counting(records: Iterable[Record]) -> list[Record]:
-    """Those of all records that no later start took back."""
-    kept: list[Record] = []
+def those_that_count(records: Iterable[Record]) -> list[Record]:
+    """The records that no later start takes back."""
+    counting: list[Record] = []
     for record in records:
         if record["event"] == "start":
-            kept = [earlier for earlier in kept if earlier["step"] <= record["step"]]
-        kept.append(record)
-    return kept
+            counting = [earlier for earlier in counting if earlier["step"] <= record["step"]]
+        counting.append(record)
+    return counting
 
 
-def read_records(path: Path) -> list[Record]:
-    """The records of a file, in order, without lines that a kill tore; none when there is no such file."""
-    return _parse(path.read_bytes().splitlines()) if path.exists() else []
+def read_records(path: Path, num_bytes: int = -1) -> list[Record]:
+    """The records of a file, or of its first bytes, in order, without lines that a kill tore; none when there is no such file."""
+    if not path.exists():
+        return []
+    with open(path, "rb") as file:
+        return _parse(file.read(num_bytes).splitlines())
 
 
 class FollowedFile:

@@ -3,21 +3,14 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from megatron_poro.config import ObserveConfig
-from megatron_poro.observe.jsonl import JsonLinesSink, Record
-from megatron_poro.observe.wandb import WandbSink
-
-
-class MetricSink(Protocol):
-    """Takes records; see `jsonl.py` for what is in one."""
-
-    def write(self, record: Record) -> None:
-        """Take one record."""
-
-    def close(self) -> None:
-        """Flush and close."""
+from megatron_poro.observe.background import BackgroundSink
+from megatron_poro.observe.jsonl import JsonLinesSink, MetricSink, Record
+from megatron_poro.observe.tensorboard import TensorBoardSink, check_tensorboard
+from megatron_poro.observe.wandb import DISABLED, build_target, check_wandb, wandb_mode
+from megatron_poro.observe.wandb_process import ProcessSink
 
 
 class SinkGroup:
@@ -48,8 +41,17 @@ class SinkGroup:
 
 
 def open_sinks(observe: ObserveConfig, run_directory: Path, config: dict[str, Any]) -> SinkGroup:
-    """The sinks of a run: metrics.jsonl, and wandb when a project is named. `config` is shown in wandb."""
-    sinks: list[MetricSink] = [JsonLinesSink(run_directory / "metrics.jsonl")]
-    if observe.wandb_project:
-        sinks.append(WandbSink(observe, run_directory, config))
+    """The sinks of a run: metrics.jsonl, and those that the run file asks for, each behind a thread. `config` is shown in wandb.
+
+    Raises ConfigError when a package is missing for one of them.
+    """
+    path = run_directory / "metrics.jsonl"
+    sinks: list[MetricSink] = [JsonLinesSink(path)]
+    if observe.tensorboard:
+        check_tensorboard()
+        sinks.append(BackgroundSink("TensorBoard", lambda: TensorBoardSink(run_directory / "tensorboard")))
+    if observe.wandb_project and (mode := wandb_mode(run_directory)) != DISABLED:
+        check_wandb()
+        target, earlier_bytes = build_target(observe, run_directory, config), path.stat().st_size
+        sinks.append(BackgroundSink("wandb", lambda: ProcessSink(target, mode, earlier_bytes)))
     return SinkGroup(sinks)

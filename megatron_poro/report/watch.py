@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_poro.observe import Record
-from megatron_poro.observe.jsonl import FollowedFile, counting
+from megatron_poro.observe.jsonl import FollowedFile, those_that_count
 from megatron_poro.observe.words import format_seconds
 from megatron_poro.slurm.status import Status, read_status
 
@@ -43,7 +43,7 @@ class Watched:
         new = self.metrics.read_new()
         happened = [record for record in (*new, *self.events.read_new()) if record["event"] in _WORDS]
         self.happened = sorted((*self.happened, *happened), key=lambda record: float(record["time"]))[-100:]
-        self.records = counting([*self.records, *new])
+        self.records = those_that_count([*self.records, *new])
         if time.monotonic() - self.looked > RANKS_EVERY_SECONDS:
             self.behind, self.looked = describe_ranks(self.directory), time.monotonic()
 
