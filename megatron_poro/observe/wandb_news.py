@@ -77,7 +77,7 @@ def facts_of(start: Record) -> dict[str, Any]:
 
 
 def add_checkpoint(wandb: Any, run: Any, record: Record) -> None:
-    """Log a checkpoint as a reference to where it lies: nothing of it is read or uploaded but the hash of its list of hashes."""
+    """Log a checkpoint as references to its files: nothing of them is uploaded or read, but the list of hashes that lies there."""
     checkpoint = Path(record["path"])
     try:
         digest = hashlib.sha256((checkpoint / "files.json").read_bytes()).hexdigest()

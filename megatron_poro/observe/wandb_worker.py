@@ -1,4 +1,4 @@
-"""The process that `wandb_process.py` starts: feeds a WandbSink from standard input. Input that ends without `null` means a kill."""
+"""The process that `wandb_process.py` starts: feeds a WandbSink from its input. One that ends without `null` means a kill."""
 
 import contextlib
 import json

@@ -1,5 +1,3 @@
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -84,51 +82,6 @@ def test_a_failing_sink_costs_a_warning_and_not_the_run(tmp_path: Path, capsys: 
     group.close()
     assert len(read_metrics(tmp_path / "m.jsonl")) == 2
     assert capsys.readouterr().err.count("Failing failed and is left out") == 1
-
-
-def test_wandb_offline_writes_one_run_over_restarts(tmp_path: Path) -> None:
-    program = """
-import sys
-from pathlib import Path
-from megatron_poro.config import ObserveConfig
-from megatron_poro.observe import open_sinks
-sinks = open_sinks(ObserveConfig(wandb_project="poro"), Path(sys.argv[1]), {"a": 1})
-values = dict(loss=2.0, gradient_norm=1.0, learning_rate=1e-3, tokens=8, tokens_per_second=4.0)
-sinks.write({"event": "step", "step": int(sys.argv[2]), **values})
-sinks.write({"event": "validation", "step": int(sys.argv[2]), "losses": {"fi": 3.0}})
-sinks.close()
-"""
-    for number in ("1", "2"):
-        environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-        subprocess.run([sys.executable, "-c", program, str(tmp_path), number], env=environment, check=True)
-    runs = sorted((tmp_path / "wandb").glob("offline-run-*"))
-    run_id = (tmp_path / "wandb_id").read_text()
-    assert len(runs) == 2
-    assert all(f"-{run_id}" in run.name for run in runs)
-    assert all(list(run.glob("*.wandb")) for run in runs)
-    assert len(json.dumps(read_metrics(tmp_path / "metrics.jsonl"))) > 0
-
-
-def test_wandb_without_a_key_goes_on_offline(tmp_path: Path) -> None:
-    program = """
-import sys
-from pathlib import Path
-from megatron_poro.config import ObserveConfig
-from megatron_poro.observe import open_sinks
-open_sinks(ObserveConfig(wandb_project="poro"), Path(sys.argv[1]), {}).close()
-"""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    environment |= {"HOME": str(tmp_path), "WANDB_MODE": "online", "WANDB_SILENT": "true"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=True,
-    )
-    assert "warning: wandb goes on offline" in done.stderr
-    assert list((tmp_path / "wandb").glob("offline-run-*"))
 
 
 def test_wandb_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
