@@ -1,4 +1,5 @@
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +22,13 @@ def only_run(runs: dict[str, Run], run_directory: Path) -> Run:
     return next(iter(runs.values()))
 
 
+def upload(run: Path, environment: dict[str, str], code: int = 0) -> "subprocess.CompletedProcess[str]":
+    return poro("wandb-sync", run, code=code, **environment)
+
+
 def parts(run: Path) -> list[list[int]]:
-    """The steps of every offline part that has some, in the order in which they were made."""
-    files = sorted(run.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.parent.stat().st_ctime_ns)
-    return sorted(found for path in files if (found := steps_of(path)))
+    """The steps of every offline part that has some."""
+    return sorted(found for path in run.glob("wandb/offline-run-*/*.wandb") if (found := steps_of(path)))
 
 
 def test_three_starts_with_two_kills_are_one_wandb_run_after_wandb_sync(tmp_path: Path) -> None:
@@ -34,7 +38,7 @@ def test_three_starts_with_two_kills_are_one_wandb_run_after_wandb_sync(tmp_path
     start(run, [started(6), *steps(7, 9, plus=0.3), validated(9, 2.5), ended(9)], OFFLINE)
     assert [7, 8, 9] in parts(run)
     with wandb_server() as server:
-        done = poro("wandb-sync", run, **server.environment())
+        done = upload(run, server.environment())
         held = only_run(server.runs, run)
         assert done.stdout.startswith(f"{run}: 9 steps uploaded")
         assert len(done.stdout.splitlines()) == 1
@@ -46,7 +50,7 @@ def test_three_starts_with_two_kills_are_one_wandb_run_after_wandb_sync(tmp_path
         assert held.exits == [0]
         assert [alert["title"] for alert in held.alerts] == ["restart", "restart", "done"]
 
-        again = poro("wandb-sync", run, **server.environment())
+        again = upload(run, server.environment())
         assert "nothing new" in again.stdout
         assert (held.lines_sent, len(held.alerts), held.rewinds) == (9, 3, [])
 
@@ -54,14 +58,14 @@ def test_three_starts_with_two_kills_are_one_wandb_run_after_wandb_sync(tmp_path
 def test_a_run_that_was_killed_twice_while_it_trained_is_one_wandb_run(tmp_path: Path) -> None:
     write_tokens(tmp_path)
     path, run = write_run(tmp_path / "run.toml", {"observe": {"wandb_project": "poro"}}), tmp_path / "run"
-    secret = {"HF_TOKEN": "planted-token", "WANDB_API_KEY": "planted" + KEY[7:]}
-    poro("train", path, code=137, PORO_FAULT="kill@rank=0,step=7,phase=forward", **OFFLINE, **secret)
-    poro("train", path, code=137, PORO_FAULT="kill@rank=0,step=11,phase=forward", **OFFLINE, **secret)
-    poro("train", path, **OFFLINE, **secret)
+    offline = {**OFFLINE, "HF_TOKEN": "planted-token", "WANDB_API_KEY": "planted" + KEY[7:]}
+    poro("train", path, code=137, PORO_FAULT="kill@rank=0,step=7,phase=forward", **offline)
+    poro("train", path, code=137, PORO_FAULT="kill@rank=0,step=11,phase=forward", **offline)
+    poro("train", path, code=0, **offline)
     for file in (file for file in run.rglob("*") if file.is_file()):
         assert b"planted" not in file.read_bytes(), file
     with wandb_server() as server:
-        poro("wandb-sync", path, **server.environment())
+        upload(path, server.environment())
         held = only_run(server.runs, run)
         assert held.steps == list(range(13))
         assert {n: loss for n, loss in held.curve("train/loss").items() if n} == {
@@ -80,11 +84,11 @@ def test_the_newest_step_of_a_run_that_goes_on_waits_for_its_validation(tmp_path
     run = make_run(tmp_path)
     with wandb_server() as server:
         start(run, [started(0), *steps(1, 4)], OFFLINE)
-        poro("wandb-sync", run, **server.environment())
+        upload(run, server.environment())
         held = only_run(server.runs, run)
         assert held.steps == [1, 2, 3]
         start(run, [started(4), validated(4, 2.0), *steps(5, 6), ended(6)], OFFLINE)
-        poro("wandb-sync", run, **server.environment())
+        upload(run, server.environment())
         assert held.steps == [1, 2, 3, 4, 5, 6]
         assert held.curve("validation_loss/fi") == {4: 2.0}
         assert held.lines_sent == 6
@@ -95,9 +99,9 @@ def test_steps_that_were_uploaded_and_repeated_otherwise_are_taken_back(tmp_path
     run = make_run(tmp_path)
     with wandb_server(refuses_rewind=refuses) as server:
         start(run, [started(0), *steps(1, 6), ended(6)], OFFLINE)
-        poro("wandb-sync", run, **server.environment())
+        upload(run, server.environment())
         start(run, [started(4), *steps(5, 8, plus=0.5), ended(8)], OFFLINE)
-        done = poro("wandb-sync", run, **server.environment())
+        done = upload(run, server.environment())
         held = only_run(server.runs, run)
         assert held.steps == list(range(1, 9))
         assert held.rewinds == ([] if refuses else [4])
@@ -109,9 +113,9 @@ def test_steps_that_were_repeated_to_the_bit_are_not_uploaded_again(tmp_path: Pa
     run = make_run(tmp_path)
     with wandb_server() as server:
         start(run, [started(0), *steps(1, 6), ended(6)], OFFLINE)
-        poro("wandb-sync", run, **server.environment())
+        upload(run, server.environment())
         start(run, [started(4), *steps(5, 8), ended(8)], OFFLINE)
-        poro("wandb-sync", run, **server.environment())
+        upload(run, server.environment())
         held = only_run(server.runs, run)
         assert (held.steps, held.rewinds, held.lines_sent) == (list(range(1, 9)), [], 8)
 
@@ -120,11 +124,11 @@ def test_an_upload_that_was_interrupted_is_done_anew(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     start(run, [started(0), validated(0, 3.0), *steps(1, 6), ended(6)], OFFLINE)
     with wandb_server() as server:
-        poro("wandb-sync", run, **server.environment())
+        upload(run, server.environment())
         (run / "wandb" / "uploaded.json").unlink()  # what an upload that did not end leaves
         held = only_run(server.runs, run)
         held.history = held.history[:3]
-        poro("wandb-sync", run, **server.environment())
+        upload(run, server.environment())
         assert held.steps == list(range(7))
 
 
@@ -143,7 +147,7 @@ def test_online_restarts_and_rollbacks_keep_one_curve(tmp_path: Path, refuses: b
         assert held.rewinds == ([] if refuses else [4, 3])
         assert done.stderr.count("does not go back") == (2 if refuses else 0)
         assert [alert["title"] for alert in held.alerts] == ["restart", "rollback", "done"]
-        assert "nothing new" in poro("wandb-sync", run, **server.environment()).stdout
+        assert "nothing new" in upload(run, server.environment()).stdout
 
 
 def test_an_online_start_that_was_killed_is_marked_failed_and_made_whole(tmp_path: Path) -> None:
@@ -202,18 +206,18 @@ def test_a_server_that_fails_costs_one_warning_and_the_run_can_be_uploaded_later
         assert f"`poro wandb-sync {run}` uploads" in done.stderr
         assert parts(run) == [[1, 2, 3]]
         server.fails_with = 0
-        poro("wandb-sync", run, **server.environment())
+        upload(run, server.environment())
         assert only_run(server.runs, run).steps == [1, 2, 3]
 
 
 def test_wandb_sync_says_what_is_missing(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     environment = {"WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_MODE": ""}
-    assert "no parts to upload" in poro("wandb-sync", run, code=2, **environment).stderr
-    assert "is it a run directory" in poro("wandb-sync", tmp_path, code=2, **environment).stderr
+    assert "no parts to upload" in upload(run, environment, code=2).stderr
+    assert "is it a run directory" in upload(tmp_path, environment, code=2).stderr
     start(run, [started(0), *steps(1, 3), ended(3)], OFFLINE)
-    assert "no wandb key: `wandb login`" in poro("wandb-sync", run, code=2, **environment).stderr
-    unreachable = poro("wandb-sync", run, code=2, **{**environment, "WANDB_API_KEY": KEY}).stderr
+    assert "no wandb key: `wandb login`" in upload(run, environment, code=2).stderr
+    unreachable = upload(run, {**environment, "WANDB_API_KEY": KEY}, code=2).stderr
     assert "error: http://127.0.0.1:9 does not take the upload" in unreachable
     assert load_marks(run).records == 0
 
