@@ -19,6 +19,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 
+from megatron_poro.errors import PoroError
 from megatron_poro.report.page import write_report
 from megatron_poro.report.watch import open_run, render
 from megatron_poro.slurm.status import read_status
@@ -43,10 +44,14 @@ def main() -> int:
     if not chromium:
         print("error: chromium is missing: apt-get install -y --no-install-recommends chromium", file=sys.stderr)
         return 2
-    _draw_screen(args.run, args.out / "watch.svg")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.html"
-        write_report([args.run], report)
+        try:
+            write_report([args.run], report)
+            _draw_screen(args.run, args.out / "watch.svg")
+        except PoroError as error:
+            print(f"error: {error}; `make run` makes the demo's", file=sys.stderr)
+            return 2
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             for name, view in PICTURES.items():

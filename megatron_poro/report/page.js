@@ -54,6 +54,15 @@ function say(number, wanted) {
   line.title = text;
 }
 
+// A finger moves no pointer before it taps, and bokeh tells no tap while no tool of its own waits for one: so the page listens itself.
+function point(number, event) {
+  const figure = figures()[number];
+  const frame = Bokeh.index.find_one(figure).frame.bbox;
+  const share = (event.clientX - event.currentTarget.getBoundingClientRect().left - frame.left) / frame.width;
+  const { start, end } = figure.x_range;
+  if (share >= 0 && share <= 1) say(number, start + share * (end - start));
+}
+
 function sayLast(number) {
   const chart = document.querySelector(`[data-chart="${number}"]`);
   for (const chip of chart.querySelectorAll("[data-curve]")) chip.querySelector("b").textContent = poroNumber(JSON.parse(chip.dataset.last), chart.dataset.numbers);
@@ -167,8 +176,9 @@ function listen() {
     for (const chip of document.querySelectorAll(`[data-chart="${number}"] [data-curve]`)) {
       toggle(chip, (visible) => { for (const renderer of renderers(number, chip.dataset.curve)) renderer.visible = visible; fit(number); });
     }
-    for (const event of ["mousemove", "tap"]) figure.on_event(event, (at) => say(number, at.x));
-    figure.on_event("mouseleave", () => sayLast(number));
+    const place = document.getElementById(figure.name);
+    for (const event of ["pointermove", "pointerdown"]) place.addEventListener(event, (at) => point(number, at), { capture: true });
+    place.addEventListener("pointerleave", (at) => { if (at.pointerType === "mouse") sayLast(number); });
     figure.on_event("doubletap", showAll);
   });
 }

@@ -1,5 +1,6 @@
 """The report: one file of HTML with everything in it, charts, script and style; no network is asked for anything."""
 
+import contextlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from megatron_poro import __version__
+from megatron_poro.errors import PoroError
 from megatron_poro.report.charts import Chart, Curve, Points, draw_up
 from megatron_poro.report.figures import DASHES, MARK_COLOURS, Canvas, colour_of, embed, library
 from megatron_poro.report.headline import headline
@@ -25,15 +27,18 @@ MARK_NAMES = {"restart": "restart", "rollback": "rollback", "skipped": "skipped 
 def write_report(directories: Sequence[Path], out: Path, *, read_bytes: float = READ_BYTES) -> None:
     """Write the report of a run, or of several over each other, whole or not at all.
 
-    Files of checkpoints are hashed up to `read_bytes` in all. Raises PoroError for what is no run, OSError where `out` cannot be.
+    Files of checkpoints are hashed up to `read_bytes` in all. Raises PoroError for no run, and where `out` cannot be.
     """
     page = build_page(load_runs(list(directories)), read_bytes=read_bytes)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.write_text(page, encoding="utf-8", errors="replace")
         partial.replace(out)
+    except OSError as error:
+        raise PoroError(f"{out}: cannot be written ({error.strerror}); give another file with -o") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def build_page(runs: Sequence[Run], *, read_bytes: float = READ_BYTES) -> str:

@@ -111,9 +111,10 @@ def test_runs_without_a_config_are_compared_by_their_losses(tmp_path: Path) -> N
 
 def test_a_report_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     run = write_synthetic(tmp_path, 20)
-    assert "error:" in poro("report", run, "-o", tmp_path / "nowhere" / "report.html", code=2).stderr
+    out = tmp_path / "nowhere" / "report.html"
+    assert f"error: {out}: cannot be written (No such file or directory)" in poro("report", run, "-o", out, code=2).stderr
     (tmp_path / "taken").mkdir()
-    assert "error:" in poro("report", run, "-o", tmp_path / "taken", code=2).stderr
+    assert "cannot be written (Is a directory)" in poro("report", run, "-o", tmp_path / "taken", code=2).stderr
     assert "no metrics.jsonl" in poro("report", tmp_path / "taken", code=2).stderr
     assert not [path for path in os.listdir(tmp_path) if "partial" in path]
 

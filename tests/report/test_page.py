@@ -139,6 +139,32 @@ def test_spikes_are_in_the_data_and_shown_when_asked_for(long_report: Path, look
     page.wait_for_function("Bokeh.documents[0].roots()[0].y_range.end > 50")
 
 
+def test_a_tap_on_a_phone_says_the_value_and_the_page_still_scrolls(long_report: Path, look: Look) -> None:
+    page = look(long_report, "phone")
+    section = chart(page, "Training loss")
+    section.locator(".place").scroll_into_view_if_needed()
+    box = section.locator(".place").bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + 100)
+    page.wait_for_function("element => element.textContent !== ''", arg=section.locator(".at").element_handle())
+    assert float(section.locator("[data-curve] b").inner_text()) > 2
+    tools = "Bokeh.documents[0].roots().flatMap((figure) => figure.toolbar.tools)"
+    assert page.evaluate(f"{tools}.filter((tool) => tool.active && /Zoom|Pan/.test(tool.type)).length") == 0
+
+
+def test_a_click_on_a_name_hides_its_curve_and_on_a_mark_all_of_its_kind(long_report: Path, look: Look) -> None:
+    page = look(long_report)
+    hidden = (
+        "Bokeh.documents[0].roots().flatMap((figure) => figure.renderers).filter((each) => !each.visible).map((each) => each.name)"
+    )
+    chart(page, "Training loss").locator("[data-curve]").click()
+    assert page.evaluate(hidden) == ["curve-0-0", "mean-0-0"]
+    chart(page, "Training loss").locator("[data-curve]").click()
+    page.locator("[data-mark=restart]").click()
+    names = page.evaluate(hidden)
+    assert len(names) == page.locator("section.chart").count()
+    assert all(name.endswith("-restart") for name in names)
+
+
 def test_a_hostile_source_name_is_text(long_report: Path, look: Look) -> None:
     page = look(long_report)
     assert HOSTILE in chart(page, "Training loss by source").inner_text()
