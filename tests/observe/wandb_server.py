@@ -7,6 +7,7 @@ from wandb-core's queries and from what it accepts; where the two may differ a t
 
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ class WandbServer:
 def wandb_server(**settings: Any) -> Iterator[WandbServer]:
     """A stand-in that listens as long as the context lasts."""
     state = WandbServer(**settings)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
     state.url = f"http://127.0.0.1:{server.server_port}"
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -74,6 +75,13 @@ def wandb_server(**settings: Any) -> Iterator[WandbServer]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed says nothing about the stand-in."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
