@@ -39,7 +39,6 @@ def test_one_screen_of_a_run_that_is_over_fits_80_columns(run_file: Path) -> Non
         "MFU",
         "step 8 saved",
         "step 8: done",
-        "all 2 at step 8",
     ):
         assert wanted in said
     narrow = poro("watch", run_file, "--once", COLUMNS="60").stdout
