@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
+from megatron_poro.engine.forking import ForkedRank, start_forks
 from megatron_poro.engine.heartbeat import HEARTBEATS
 from megatron_poro.errors import LaunchError
 
@@ -26,6 +28,8 @@ FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUS
 GRACE_SECONDS = 5.0
 KILL_SECONDS = 10.0
 POLL_SECONDS = 0.02
+
+Process: TypeAlias = "subprocess.Popen[bytes] | ForkedRank"
 
 
 @dataclass(frozen=True)
@@ -161,18 +165,28 @@ class Watch:
 
 
 def start_local(
-    command: Sequence[str], num_processes: int, *, good_codes: frozenset[int] = frozenset({0}), watch: Watch | None = None
+    command: Sequence[str],
+    num_processes: int,
+    *,
+    good_codes: frozenset[int] = frozenset({0}),
+    watch: Watch | None = None,
+    forks: bool = False,
 ) -> int:
     """Run `command` as `num_processes` ranks on this machine; returns the largest exit code when all ended well.
 
-    When one ends with another than a good code the others are ended within seconds and its exit code is returned; a signal gives
-    128 + its number. Signals to this process go on to the ranks. Rank 0 inherits a listening socket, so no port is guessed.
+    With `forks` it is a command that calls `become_ranks`, and is started once. When a rank ends with another than a good code the
+    others are ended within seconds and its exit code is returned; a signal gives 128 + its number. Signals to this process go on to
+    the ranks. Rank 0 inherits a listening socket, so no port is guessed.
     """
     watch = watch or Watch()
 
-    def start() -> "dict[int, subprocess.Popen[bytes]]":
+    def start() -> dict[int, Process]:
         with _listen() as listener:
-            return {rank: _start_rank(command, rank, num_processes, listener, watch) for rank in range(num_processes)}
+            environments = [_environment_of(rank, num_processes, listener, watch) for rank in range(num_processes)]
+            if forks and num_processes > 1:
+                found = start_forks(command, environments, fds=[listener.fileno()])
+                return dict(enumerate(found)) if isinstance(found, list) else {0: found}
+            return {rank: _start_rank(command, environments[rank], listener) for rank in range(num_processes)}
 
     return _guard(start, good_codes, watch)
 
@@ -181,7 +195,7 @@ def start_child(command: Sequence[str], world: World, *, good_codes: frozenset[i
     """Run `command` as the rank that torchrun or srun meant this process to be; returns its exit code as `start_local` does."""
     fds = (world.listen_fd,) if world.listen_fd is not None else ()
 
-    def start() -> "dict[int, subprocess.Popen[bytes]]":
+    def start() -> dict[int, Process]:
         environment = {**os.environ, **watch.environment()}
         return {world.rank: subprocess.Popen(command, env=environment, pass_fds=fds, start_new_session=True)}
 
@@ -198,7 +212,7 @@ def _hold_signals(numbers: Iterable[int]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _guard(start: "Callable[[], Mapping[int, subprocess.Popen[bytes]]]", good_codes: frozenset[int], watch: Watch) -> int:
+def _guard(start: Callable[[], Mapping[int, Process]], good_codes: frozenset[int], watch: Watch) -> int:
     """Start the ranks, forward signals to them until they ended, and leave none behind."""
     with _hold_signals(FORWARDED_SIGNALS if watch.ranks_listen else ()):
         processes = start()
@@ -212,7 +226,7 @@ def _guard(start: "Callable[[], Mapping[int, subprocess.Popen[bytes]]]", good_co
         _end(processes.values(), watch.grace_seconds)
 
 
-def _start_rank(command: Sequence[str], rank: int, size: int, listener: socket.socket, watch: Watch) -> "subprocess.Popen[bytes]":
+def _environment_of(rank: int, size: int, listener: socket.socket, watch: Watch) -> dict[str, str]:
     threads = max(1, (os.cpu_count() or 1) // size)
     environment = {
         "OMP_NUM_THREADS": str(threads),
@@ -226,10 +240,13 @@ def _start_rank(command: Sequence[str], rank: int, size: int, listener: socket.s
         LOCAL: "1",
         **watch.environment(),
     }
-    fds: tuple[int, ...] = ()
     if rank == 0:
         environment[LISTEN_FD] = str(listener.fileno())
-        fds = (listener.fileno(),)
+    return environment
+
+
+def _start_rank(command: Sequence[str], environment: Mapping[str, str], listener: socket.socket) -> "subprocess.Popen[bytes]":
+    fds = (listener.fileno(),) if LISTEN_FD in environment else ()
     # A session of their own: Ctrl-C reaches the ranks once, through this process.
     return subprocess.Popen(command, env=environment, pass_fds=fds, start_new_session=True)
 
@@ -245,7 +262,7 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
-def _forward_to(processes: Iterable["subprocess.Popen[bytes]"]) -> "signal._HANDLER":
+def _forward_to(processes: Iterable[Process]) -> "signal._HANDLER":
     def forward(number: int, frame: object) -> None:
         for process in processes:
             process.send_signal(number)
@@ -253,7 +270,7 @@ def _forward_to(processes: Iterable["subprocess.Popen[bytes]"]) -> "signal._HAND
     return forward
 
 
-def _wait(processes: "Mapping[int, subprocess.Popen[bytes]]", good_codes: frozenset[int], watch: Watch) -> int:
+def _wait(processes: Mapping[int, Process], good_codes: frozenset[int], watch: Watch) -> int:
     """The largest code once all ended well, the exit code of the first that did not, or the watch's."""
     while True:
         codes = {rank: process.poll() for rank, process in processes.items()}
@@ -269,7 +286,7 @@ def _wait(processes: "Mapping[int, subprocess.Popen[bytes]]", good_codes: frozen
         time.sleep(POLL_SECONDS)
 
 
-def _end(processes: Iterable["subprocess.Popen[bytes]"], grace_seconds: float) -> None:
+def _end(processes: Iterable[Process], grace_seconds: float) -> None:
     """End what still runs: first asked, where there is time for it, then killed."""
     running = [process for process in processes if process.poll() is None]
     if grace_seconds:

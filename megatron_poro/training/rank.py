@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_poro.config import FaultsConfig, RunConfig
 from megatron_poro.engine.heartbeat import HEARTBEATS, BeatFile, beat_path, stacks_path
@@ -22,6 +23,9 @@ from megatron_poro.topology import Layout
 from megatron_poro.training.failures import Failure, Start, load_start, lost_a_peer, report_failure, wait_for_failure
 from megatron_poro.training.lock import lock_run
 from megatron_poro.training.signals import Requests
+
+if TYPE_CHECKING:
+    from megatron_poro.engine.platform import Platform
 
 HOLD_BACK_SECONDS = 10.0
 """How long a rank that lost a peer waits to hear whose fault it was, before it takes it for its own."""
@@ -41,11 +45,8 @@ def run_rank(config: RunConfig, world: World, *, prepare: Callable[[], Layout], 
     try:
         export_world(world)
         layout = prepare()
-        _quiet_known_warnings()
-        from megatron_poro.engine.platform import start_platform  # loads torch
-
-        platform = start_platform(world.local_rank)
-        from megatron_poro.training.loop import train  # loads megatron-core, which must find the platform
+        platform = load_engine(world.local_rank)
+        from megatron_poro.training.loop import train  # loaded by now
 
         with lock_run(Path(config.run_directory)) if world.rank == 0 and not world.is_local else contextlib.nullcontext():
             reached = train(config, world, layout, platform, requests=requests, last_step=last_step)
@@ -57,6 +58,17 @@ def run_rank(config: RunConfig, world: World, *, prepare: Callable[[], Layout], 
         sys.stdout.flush()
         os._exit(code)
     return 0 if reached else STOPPED_CODE
+
+
+def load_engine(local_rank: int = 0) -> "Platform":
+    """Load torch, and megatron-core, which must find the platform; returns that."""
+    _quiet_known_warnings()
+    from megatron_poro.engine.platform import start_platform
+
+    platform = start_platform(local_rank)
+    import megatron_poro.training.loop  # noqa: F401
+
+    return platform
 
 
 def _show_life(world: World, directory: Path, faults: FaultsConfig) -> None:

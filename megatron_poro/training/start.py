@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_poro.config import RANDOM, RunConfig, load_run
 from megatron_poro.config.duration import RunPoint, duration_of
 from megatron_poro.config.duration_rules import find_batch_problems
+from megatron_poro.engine.forking import FORKS, become_ranks, can_fork
 from megatron_poro.engine.heartbeat import HEARTBEATS
 from megatron_poro.engine.injection import FAULT, parse_faults
 from megatron_poro.engine.launch import World, die_with_parent, process_began, read_world, start_child, start_local, start_name
@@ -19,7 +20,7 @@ from megatron_poro.errors import STOPPED_CODE, USER_ERRORS, CheckpointError, Con
 from megatron_poro.topology import Layout, build_layout
 from megatron_poro.training.failures import Start, note_end
 from megatron_poro.training.lock import lock_run
-from megatron_poro.training.rank import run_rank
+from megatron_poro.training.rank import load_engine, run_rank
 from megatron_poro.training.resume import check_resume
 from megatron_poro.training.signals import STOP, STOP_SIGNALS
 from megatron_poro.training.supervisor import watch_ranks
@@ -34,6 +35,8 @@ def run_training(path: Path, overrides: Sequence[str], *, stop_after: RunPoint |
     Under torchrun or srun this process watches one rank, elsewhere all ranks that the layout needs on this machine; the ranks are
     processes of their own, which run this again. `stop_after` saves and ends once the run has come that far.
     """
+    if FORKS in os.environ:
+        become_ranks(load_engine)
     world = read_world(os.environ)
     config = _load_in_turn(path, overrides, world.rank if world else 0)
     duration = duration_of(config)
@@ -63,7 +66,7 @@ def run_training(path: Path, overrides: Sequence[str], *, stop_after: RunPoint |
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         start = Start(name, True, time.time(), config.run_directory, process_began())
         with watch_ranks(start, config.faults, layout.world_size, speaks=True) as watch:
-            code = start_local(command, layout.world_size, good_codes=GOOD_CODES, watch=watch)
+            code = start_local(command, layout.world_size, good_codes=GOOD_CODES, watch=watch, forks=can_fork())
             note_end(start, code)
             return code
 

@@ -95,3 +95,71 @@ def test_terminating_the_launcher_ends_the_ranks() -> None:
     time.sleep(1.0)
     process.terminate()
     assert process.wait(20) == 128 + signal.SIGTERM
+
+
+FORKING = (
+    "import os, pathlib, sys, time\n"
+    "from megatron_poro.engine.forking import FORKS, become_ranks\n"
+    "loads = pathlib.Path(sys.argv[1], 'loads')\n"
+    "if FORKS in os.environ:\n"
+    "    become_ranks(lambda: loads.open('a').write('loaded\\n'))\n"
+    "rank = os.environ['RANK']\n"
+)
+
+
+def fork(program: str, folder: Path, count: int) -> int:
+    return start_local([sys.executable, "-c", FORKING + program, str(folder)], count, forks=True)
+
+
+def test_forked_ranks_load_once_and_see_their_place(tmp_path: Path) -> None:
+    program = "pathlib.Path(sys.argv[1], rank).write_text(f\"{os.environ['WORLD_SIZE']} {os.getppid()} {FORKS in os.environ}\")"
+    assert fork(program, tmp_path, 3) == 0
+    assert (tmp_path / "loads").read_text() == "loaded\n"
+    assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == [f"3 {os.getpid()} False"] * 3
+
+
+def test_the_first_forked_rank_alone_has_the_listening_socket(tmp_path: Path) -> None:
+    program = (
+        "sockets = [fd for fd in os.listdir('/proc/self/fd') if os.path.islink(f'/proc/self/fd/{fd}') "
+        "and os.readlink(f'/proc/self/fd/{fd}').startswith('socket')]\n"
+        "pathlib.Path(sys.argv[1], rank).write_text(' '.join(sockets) + '|' + os.environ.get('PORO_LISTEN_FD', ''))"
+    )
+    assert fork(program, tmp_path, 2) == 0
+    sockets, named = (tmp_path / "0").read_text().split("|")
+    assert named in sockets.split()
+    assert named not in (tmp_path / "1").read_text().split("|")[0].split()
+    assert (tmp_path / "1").read_text().endswith("|")
+
+
+def test_forked_ranks_end_with_codes_and_signals_as_others_do(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert fork("sys.exit(7) if rank == '1' else time.sleep(60)", tmp_path, 3) == 7
+    assert fork("os.kill(os.getpid(), 9) if rank == '2' else time.sleep(60)", tmp_path, 3) == 128 + signal.SIGKILL
+    assert "rank 2 was ended by SIGKILL" in capfd.readouterr().err
+
+
+def test_what_cannot_be_loaded_ends_the_start_with_its_code(tmp_path: Path) -> None:
+    program = "import os, sys\nfrom megatron_poro.engine.forking import become_ranks\nbecome_ranks(lambda: sys.exit(5))"
+    assert start_local([sys.executable, "-c", program], 4, forks=True) == 5
+
+
+@pytest.mark.parametrize("after_seconds", [0.0, 2.0])
+def test_forked_ranks_do_not_outlive_a_launcher_that_was_killed_at_any_moment(tmp_path: Path, after_seconds: float) -> None:
+    program = (
+        FORKING.replace("write('loaded\\n')", "write('loaded\\n') and time.sleep(1)")
+        + "from megatron_poro.engine.launch import die_with_parent; die_with_parent()\n"
+        "pathlib.Path(sys.argv[1], rank).write_text(str(os.getpid())); time.sleep(60)"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    launcher = f"from megatron_poro.engine.launch import start_local; start_local({words!r}, 3, forks=True)"
+    process = subprocess.Popen([sys.executable, "-c", launcher])
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "loads").exists():
+        time.sleep(0.01)
+    while after_seconds and len([path for path in tmp_path.iterdir() if path.name != "loads" and path.read_text()]) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    while subprocess.run(["pgrep", "--full", str(tmp_path)], capture_output=True, check=False).returncode == 0:
+        assert time.monotonic() < deadline, "a rank lives on"
+        time.sleep(0.05)
