@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)  # before the workers look at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file stays together, for its fixtures, and all that needs a Slurm does: there is one cluster, and its tests wait a lot."""
     folder = Path(__file__).parent
