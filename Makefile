@@ -23,7 +23,7 @@ run: $(STAMP)  ## run the whole job on this machine, small: text in, continued-p
 	$(BIN)/poro demo $(DEMO)
 
 test: $(STAMP)  ## run the tests, two files at a time; the last line is pytest's summary
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	@$(BIN)/python -m pytest --numprocesses 2
 
 check: $(STAMP)  ## format, lint, types, layers, shell scripts, spelling
 	$(BIN)/ruff format --check .

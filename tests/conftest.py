@@ -1,14 +1,17 @@
 """How tests are shared out to the workers that `make test` starts."""
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 
-@pytest.hookimpl(tryfirst=True)  # before the workers look at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file stays together, for its fixtures, and all that needs a Slurm does: there is one cluster, and its tests wait a lot."""
-    folder = Path(__file__).parent
-    for item in items:
-        place = item.path.relative_to(folder)
-        item.add_marker(pytest.mark.xdist_group("slurm" if place.parts[0] == "slurm" else str(place)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file stays together, for its fixtures, and so do all that need a Slurm: there is one cluster, and its tests wait a lot."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "slurm" if nodeid.startswith("tests/slurm/") else str(super()._split_scope(nodeid))
+
+    return Files(config, log)
