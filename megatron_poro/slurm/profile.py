@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,10 @@ from megatron_poro.config.parse import Plain, Problems, build, merge
 from megatron_poro.config.schema import setting
 from megatron_poro.errors import ConfigError
 
-NAMES = ("lumi", "generic-nvidia", "local", "test")
+NAMES = (
+    *("lumi", "generic-nvidia", "generic-a100", "generic-h100", "generic-h200", "generic-gh200", "generic-mi300x"),
+    *("local", "test"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,38 @@ class NodeCheck:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileSystem:
+    """Where checkpoints may lie."""
+
+    name: str = setting("as users call it")
+    write_gbps: float = setting("what a job of many nodes may count on when it writes, in GB/s")
+    read_gbps: float = setting("the same when it reads, in GB/s")
+    quota_tb: float = setting("space that a project may take, in TB; 0 means unknown", default=0.0)
+    why: str = setting("how the rates come about", default="")
+    source: str = setting("where that was read", default="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Rates that `poro plan` counts with. Rates of links are of one device in one direction."""
+
+    peak: str = setting("the device's name among the known bf16 peaks")
+    memory_gbps: float = setting("rate of a device's memory, in GB/s")
+    pair_gbps: float = setting("collectives of the two devices of a package, in GB/s; 0 means as the rest", default=0.0)
+    node_gbps: float = setting("collectives within a node, in GB/s of the bus")
+    network_gbps: float = setting("a device's share of the node's way to others, in GB/s")
+    latency_us: float = setting("what a collective within a node takes besides its bytes, in microseconds", default=35.0)
+    plateau_tflops: tuple[float, ...] = setting(
+        "lowest and highest published rate of training, bubbles taken out, TFLOP/s", default=()
+    )
+    failures_per_1000_node_days: float = setting("failures that end a job, of 1,000 nodes in a day", default=5.0)
+    restart_minutes: float = setting("from a failure to the next step, without the steps that are lost", default=15.0)
+    price_per_gpu_hour: float = setting("what an hour of a billed GPU costs; 0 means unknown", default=0.0)
+    file_systems: tuple[FileSystem, ...] = setting("the first one is planned with", default=())
+    sources: tuple[str, ...] = setting("where all that was read", default=())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """A cluster. `name` is what `--cluster` said."""
 
@@ -107,6 +142,7 @@ class Profile:
     container: Container = setting("the container", default=Container())
     known_bad: tuple[KnownBad, ...] = setting("settings known to go wrong", default=())
     node_check: NodeCheck = setting("what a node must show", default=NodeCheck())
+    hardware: Hardware | None = field(default=None, metadata={"help": "rates that `poro plan` counts with"})
 
     def find_partition(self, name: str) -> Partition | None:
         """The partition of that name, if the profile knows it."""
@@ -132,11 +168,15 @@ def load_profile(name: str) -> Profile:
 def _read(name: str, problems: Problems) -> Plain:
     if name in NAMES:
         file = resources.files("megatron_poro.slurm").joinpath("clusters", f"{name}.toml")
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return _lay_over_base(tomllib.loads(file.read_text(encoding="utf-8")), problems)
     if not name.endswith(".toml"):
         problems.append(f"no such profile; there are {', '.join(NAMES)}, or give a .toml file of your own")
         return {}
-    own = _read_own(Path(name), problems)
+    return _lay_over_base(_read_own(Path(name), problems), problems)
+
+
+def _lay_over_base(own: Plain, problems: Problems) -> Plain:
+    """`own`, over the profile that it names as its base."""
     if "base" not in own:
         return own
     base = own.pop("base")
