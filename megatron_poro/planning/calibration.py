@@ -19,8 +19,8 @@ H100 = 0.59
 A100 = 0.585
 """The same; training half: Korthikanti et al. 2022 (arXiv 2205.05198) and the prequel of BLOOM's chronicles."""
 MI250X = 0.39
-"""The same; of Megatron-DeepSpeed's 13B on LUMI at 8 and 16 GCDs without pipeline (74.9, 65.7, 72.0 TFLOP/s, mean 70.9). That table
-does not say the sequence length: GPT-3's shape and 2,048 tokens were taken."""
+"""The same; of Megatron-DeepSpeed's 13B on one node of LUMI, 74.9 TFLOP/s a GCD. That table does not say the sequence length: GPT-3's
+shape and 2,048 tokens were taken. Its rows on two nodes have 65.7 and 72.0, so the bracket of published rates is printed beside it."""
 ACHIEVABLE_H100, ACHIEVABLE_MI300X = 0.803, 0.511
 """Best share of the peak in single products (stas00/ml-engineering, MAMF): 794.5 of 989.4 and 668 of 1,307.4 TFLOP/s."""
 
@@ -35,7 +35,7 @@ EFFICIENCY = {
 """H200 and GH200 have the H100's chip. No published run on MI300X had a layout: it gets the H100's share of what is achievable."""
 
 SOURCES = (
-    "efficiency of products: fitted on the training half of published runs, for MI250X on a table without layout, for MI300X not "
+    "efficiency of products: fitted on the training half of published runs, for MI250X on one published rate, for MI300X not "
     "fitted (megatron_poro/planning/calibration.py)",
     "activations: Korthikanti et al. 2022, arXiv 2205.05198; schedules: Narayanan et al. 2021, arXiv 2104.04473, megatron-core",
     "weights and optimizer: Megatron-LM's theoretical_memory_usage.py",

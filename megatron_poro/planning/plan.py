@@ -91,8 +91,8 @@ class Plan:
 
     @property
     def step_days(self) -> float:
-        """Days of the steps alone."""
-        return self.num_steps * self.time.seconds / DAY
+        """Days of the steps alone, counted in tokens: steps of a smaller batch before the last ramp are shorter."""
+        return self.num_tokens / self.job.step_tokens * self.time.seconds / DAY
 
     @property
     def gpu_hours(self) -> float:
@@ -134,7 +134,7 @@ def make_plan(config: RunConfig, job: Job, profile: Profile, wish: Wish) -> Plan
         interval=config.checkpoint.save_every_steps * time.seconds,
     )
     every = config.checkpoint.save_every_steps or _steps_between(endurance.interval_seconds, time.seconds, duration.num_steps)
-    days = duration.num_steps * time.seconds / DAY * (1 + endurance.overhead)
+    days = duration.num_tokens / job.step_tokens * time.seconds / DAY * (1 + endurance.overhead)
     partition = profile.find_partition(profile.partition)
     return Plan(
         job=job,
