@@ -121,17 +121,31 @@ def refit(usable: Sequence[Row], training: set[str]) -> dict[str, Any]:
 def predict_memory(rows: Sequence[Row], args: argparse.Namespace) -> tuple[list[Dot], dict[str, Any]]:
     """Peak memory of every row."""
     usable = [row for row in rows if not measured_memory.unusable(row)]
-    table(("test", "file", "predicted GB", "measured GB", "error"), args)
+    if not args.markdown:
+        table(("test", "file", "predicted GB", "measured GB", "error"), args)
     dots, errors = [], []
+    by_test: dict[tuple[str, str], list[float]] = {}
     for row in usable:
         predicted, measured = measured_memory.predicted_gb(row), float(row["mem_max_gb"])
         errors.append(predicted / measured - 1)
         dots.append(Dot(measured, predicted, "dense"))
-        line((row["test"], row.get("file", ""), f"{predicted:.2f}", f"{measured:.2f}", f"{errors[-1]:+.1%}"), args)
-    refused(rows, measured_memory.unusable, lambda row: row["test"])
+        by_test.setdefault((row["test"], f"{predicted:.2f}"), []).append(measured)
+        if not args.markdown:
+            line((row["test"], row.get("file", ""), f"{predicted:.2f}", f"{measured:.2f}", f"{errors[-1]:+.1%}"), args)
+    if args.markdown:
+        memory_table(by_test, args)
     report = {"dense": summary(errors), "unusable": len(rows) - len(usable)}
     print_summaries("memory", report)
     return dots, report
+
+
+def memory_table(by_test: dict[tuple[str, str], list[float]], args: argparse.Namespace) -> None:
+    """Rows of one test and prediction on a line, with how often each measurement stands there."""
+    table(("test", "predicted GB", "measured GB (rows)", "errors"), args)
+    for (test, predicted), measured in by_test.items():
+        counts = sorted(Counter(f"{value:.2f}" for value in measured).items())
+        errors = [float(predicted) / value - 1 for value in (min(measured), max(measured))]
+        line((test, predicted, ", ".join(f"{value} ({n})" for value, n in counts), f"{errors[1]:+.1%} to {errors[0]:+.1%}"), args)
 
 
 def summary(errors: Iterable[float]) -> dict[str, float] | None:

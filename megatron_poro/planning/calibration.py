@@ -19,8 +19,8 @@ H100 = 0.59
 A100 = 0.585
 """The same; training half: Korthikanti et al. 2022 (arXiv 2205.05198) and the prequel of BLOOM's chronicles."""
 MI250X = 0.39
-"""The same; of Megatron-DeepSpeed's 13B on one node of LUMI, 74.9 TFLOP/s a GCD. That table does not say the sequence length: GPT-3's
-shape and 2,048 tokens were taken. Its rows on two nodes have 65.7 and 72.0, so the bracket of published rates is printed beside it."""
+"""The same; of Megatron-DeepSpeed's 13B on one node of LUMI, 74.9 TFLOP/s a GCD. That table does not say the sequence length:
+GPT-3's shape and 2,048 tokens were taken. On two nodes it has 65.7 and 72.0, so the bracket of published rates is printed too."""
 ACHIEVABLE_H100, ACHIEVABLE_MI300X = 0.803, 0.511
 """Best share of the peak in single products (stas00/ml-engineering, MAMF): 794.5 of 989.4 and 668 of 1,307.4 TFLOP/s."""
 

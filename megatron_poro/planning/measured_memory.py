@@ -9,6 +9,7 @@ from megatron_poro.topology import Layout
 
 Row = Mapping[str, str]
 
+OTHER_FAMILIES = re.compile(r"bert|t5|hybrid|mimo|multimodal|nemotron|mamba|retro|vision|ncf")
 NOT_DENSE = {
     "mla": "multi-head latent attention",
     "grpo": "reinforcement learning: an inference engine shares the device",
@@ -21,14 +22,15 @@ NOT_DENSE = {
 NEEDED = ("tp", "pp", "cp", "layers", "hidden", "heads", "seq", "mbs", "gbs", "mem_max_gb")
 GPT2_VOCABULARY = 50257
 LARGE_VOCABULARY = 131072
+LLAMA_VOCABULARY = 128256
 
 
 def unusable(row: Row) -> str:
     """Why the row cannot be predicted; empty when it can."""
     family, _, name = row["test"].rpartition("/")
-    if family not in ("", "gpt"):
-        return f"{family}: no dense decoder of text" if family not in ("moe", "mixtral") else "mixture of experts"
-    if row.get("experts", "") not in ("", "0", "1"):
+    if found := OTHER_FAMILIES.match(family):
+        return f"{found[0]}: no dense decoder of text"
+    if family in ("moe", "mixtral") or row.get("experts", "") not in ("", "0", "1"):
         return "mixture of experts"
     if row.get("fsdp") == "True":
         return "fully sharded"
@@ -49,7 +51,9 @@ def job_of_row(row: Row) -> Job:
     name, hidden, heads = row["test"].rpartition("/")[2], number["hidden"], number["heads"]
     devices = 4 if "1node" in name and "gb200" in row.get("file", "") else 8
     gated = row.get("swiglu") == "True"
-    large = bool(re.search(r"_\d+b_", name))
+    is_llama = "llama" in name.lower()
+    large = is_llama or bool(re.search(r"_\d+b_", name))
+    vocabulary = LLAMA_VOCABULARY if is_llama else LARGE_VOCABULARY if large else GPT2_VOCABULARY
     chunk_layers = int(float(row.get("vpp_layers") or 0))
     layout = Layout(
         number["tp"],
@@ -66,7 +70,7 @@ def job_of_row(row: Row) -> Job:
             num_heads=heads,
             num_kv_heads=int(float(row.get("kv") or heads)) if large else heads,
             head_dim=hidden // heads,
-            vocab_size=_padded(LARGE_VOCABULARY if large else GPT2_VOCABULARY, 128 * number["tp"]),
+            vocab_size=_padded(vocabulary, 128 * number["tp"]),
             gated=gated,
             tied=not large and "untie" not in name,
         ),

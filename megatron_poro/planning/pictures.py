@@ -77,7 +77,7 @@ def draw_scaling(strong: Sequence[Point], weak: Sequence[Point], title: str) -> 
             f"<title>{name}</title></polyline>"
         )
     legend = [*zip(COLOURS, (f"lost: {name}" for name in strong[0].losses), strict=True)]
-    for place_, (colour, name) in enumerate([*legend, ("black", "lines: tokens per device, strong"), ("black", "dashed: weak")]):
+    for place_, (colour, name) in enumerate([*legend, ("black", "line: strong scaling"), ("black", "dashed: weak scaling")]):
         y = top + 20 * place_
         parts.append(f'<rect x="{WIDTH - 165}" y="{y}" width="12" height="12" fill="{colour}"/>')
         parts.append(f'<text x="{WIDTH - 148}" y="{y + 11}">{escape(name)}</text>')

@@ -181,6 +181,9 @@ def _run(plan: Plan) -> Iterator[str]:
             f"  a failure every {endurance.mtbf_seconds / 3600:.1f} h; saves every {plan.save_every_steps} steps "
             f"({endurance.interval_seconds / 60:.0f} min; Young and Daly: {endurance.best_interval_seconds / 60:.0f} min)"
         )
+    partition = plan.profile.find_partition(plan.profile.partition)
+    if partition and 0 < partition.max_nodes < plan.nodes:
+        yield f"  MORE NODES than the {partition.max_nodes} that partition {partition.name} allows"
     if plan.elements:
         yield f"  {plan.elements} elements of partition {plan.profile.partition}, with spare ones"
     yield (
