@@ -134,6 +134,7 @@ def predict_memory(rows: Sequence[Row], args: argparse.Namespace) -> tuple[list[
             line((row["test"], row.get("file", ""), f"{predicted:.2f}", f"{measured:.2f}", f"{errors[-1]:+.1%}"), args)
     if args.markdown:
         memory_table(by_test, args)
+    refused(rows, measured_memory.unusable, lambda row: row["test"])
     report = {"dense": summary(errors), "unusable": len(rows) - len(usable)}
     print_summaries("memory", report)
     return dots, report
