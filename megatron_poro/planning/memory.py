@@ -102,9 +102,9 @@ def layer_activation_bytes(job: Job) -> float:
     shape, tensor, tokens = job.shape, job.layout.tensor, job.rank_tokens
     whole = 8.0 * shape.hidden_size + (0 if shape.gated else 2 * shape.hidden_size)
     attention = shape.head_dim * (4 * shape.num_heads + 4 * shape.num_kv_heads)
-    cut = attention + (6 if shape.gated else 4) * shape.ffn_hidden_size
+    cut = float(attention + (6 if shape.gated else 4) * shape.ffn_hidden_size)
     if not job.method.fused_attention and job.method.recompute != "selective":
-        cut += 5 * shape.num_heads * job.sequence_length / job.layout.context
+        cut += 5 * shape.num_heads * job.sequence_length
     return tokens * (whole / (tensor if job.method.sequence_parallel else 1) + cut / tensor)
 
 

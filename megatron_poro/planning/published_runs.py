@@ -107,11 +107,10 @@ def shape_of_row(row: Row) -> Shape | None:
     name = row["model"].lower()
     for pattern, known in KNOWN_SHAPES.items():
         if re.search(pattern, name) and known[1] == hidden:
-            _, _, ffn, heads, kv_heads, vocabulary, gated = known
-            return _shape(layers, hidden, ffn, heads=heads, kv_heads=kv_heads, vocabulary=vocabulary, gated=gated)
+            return _shape(layers, hidden, known[2], heads=known[3], kv_heads=known[4], vocabulary=known[5], gated=known[6])
     heads = max(1, hidden // 128)
     if "llama" in name or "openeurollm" in row["source"].lower():
-        vocabulary = shapes()["llama3.1-8b"]["vocab_size"]
+        vocabulary = int(shapes()["llama3.1-8b"]["vocab_size"])
         kv_heads = 8 if heads % 8 == 0 and hidden >= 4096 else heads
         outside = 2 * vocabulary * hidden + layers * 2 * (hidden * hidden + hidden * kv_heads * 128)
         parameters = _number(row, "params_b")

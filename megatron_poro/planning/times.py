@@ -58,7 +58,7 @@ class StepTime:
     @property
     def seconds(self) -> float:
         """The whole step."""
-        return sum(getattr(self, f.name) for f in fields(self))
+        return float(sum(getattr(self, f.name) for f in fields(self)))
 
 
 def layer_work(job: Job, machine: Machine) -> tuple[Work, Work]:

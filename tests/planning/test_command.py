@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import pytest
 
@@ -16,16 +17,16 @@ POROS = ("parallel.tensor=8", "parallel.pipeline=8")
 
 def plan(capsys, *words: str) -> str:
     assert main(list(words)) == 0
-    return capsys.readouterr().out
+    return str(capsys.readouterr().out)
 
 
-def plan_json(capsys, *words: str) -> dict:
-    return json.loads(plan(capsys, *words, "--json"))
+def plan_json(capsys, *words: str) -> dict[str, Any]:
+    return dict(json.loads(plan(capsys, *words, "--json")))
 
 
 def refuse(capsys, *words: str) -> str:
     assert main(list(words)) == 2
-    error = capsys.readouterr().err
+    error = str(capsys.readouterr().err)
     assert error.count("\n") == 1
     return error
 

@@ -7,6 +7,7 @@ import pytest
 
 from megatron_poro.planning import measured_memory, published_runs
 from megatron_poro.planning.calibration import A100, FIXED_SECONDS, H100, MI250X, TRAINING
+from megatron_poro.planning.counts import model_flops
 from megatron_poro.planning.job import Job, Method, Shape
 from megatron_poro.planning.times import step_time
 from megatron_poro.topology import Layout
@@ -87,7 +88,7 @@ def test_the_mi250x_is_fitted_to_13b_on_lumi():
         global_batch_size=256,
         method=Method(sequence_parallel=False),
     )
-    full = published_runs.model_flops(shape, 2048).full
+    full = model_flops(shape, 2048).full
     tflops = full * one.step_tokens / step_time(one, machine()).seconds / 8 / 1e12
     assert tflops == pytest.approx(74.9, rel=0.01)
     assert machine().efficiency == MI250X
