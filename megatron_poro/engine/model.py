@@ -135,7 +135,8 @@ def build_model(config: RunConfig, layout: Layout, platform: Platform) -> list[D
     torch.manual_seed(config.training.seed)
     model_parallel_cuda_manual_seed(config.training.seed)
     transformer = build_transformer_config(config, layout, platform)
-    chunks = build_chunks(transformer, config, platform.device)
+    stages: Sequence[int | None] = range(layout.virtual_stages) if layout.virtual_stages > 1 else [None]
+    chunks = [LlamaModel(transformer, config.model, data=config.data, vp_stage=stage).to(platform.device) for stage in stages]
     wrapped = [Float16Module(transformer, chunk) if transformer.bf16 else chunk for chunk in chunks]
     overlap = not platform.is_cpu and layout.data * layout.context > 1
     data_parallel = DistributedDataParallelConfig(
@@ -145,13 +146,6 @@ def build_model(config: RunConfig, layout: Layout, platform: Platform) -> list[D
         overlap_param_gather=overlap,
     )
     return [DistributedDataParallel(transformer, data_parallel, chunk, disable_bucketing=n > 0) for n, chunk in enumerate(wrapped)]
-
-
-def build_chunks(transformer: TransformerConfig, config: RunConfig, device: torch.device) -> list[LlamaModel]:
-    """The bare model chunks of this process. Every rank must call it; it talks to no other."""
-    virtual = transformer.virtual_pipeline_model_parallel_size
-    stages: Sequence[int | None] = range(virtual) if virtual else [None]
-    return [LlamaModel(transformer, config.model, data=config.data, vp_stage=stage).to(device) for stage in stages]
 
 
 def unwrap(chunk: torch.nn.Module) -> LlamaModel:

@@ -11,8 +11,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from megatron_poro.config import RunConfig, load_run, save_run
 from megatron_poro.planning.endurance import BYTES_PER_PARAMETER
@@ -32,19 +34,21 @@ class RankCount:
 
 @dataclass(frozen=True)
 class ExactCounts:
-    """A rank of each stage, and the model as the checkpoint has it."""
+    """Ranks, and the stages that they are of, as the checkpoint has them: all of the model by default."""
 
     ranks: tuple[RankCount, ...]
     parameters: int
     checkpoint_bytes: int
 
 
-def count_exactly(config: RunConfig, layout: Layout, *, timeout_seconds: float = 60.0) -> ExactCounts | str:
+def count_exactly(
+    config: RunConfig, layout: Layout, *, ranks: Sequence[int] = (), timeout_seconds: float = 120.0
+) -> ExactCounts | str:
     """The counts of a run file on a layout, or why there are none: no torch here, or it took too long."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.toml"
         save_run(_on_layout(config, layout), path)
-        words = [sys.executable, "-m", "megatron_poro.planning.exact", str(path), str(layout.world_size)]
+        words = [sys.executable, "-m", "megatron_poro.planning.exact", str(path), str(layout.world_size), *map(str, ranks)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=timeout_seconds, check=False, env=environment)
@@ -67,30 +71,47 @@ def build_counts(config: RunConfig, layout: Layout, ranks: list[int]) -> ExactCo
 
 
 def _count_rank(config: RunConfig, layout: Layout, rank: int) -> RankCount:
+    """Build a rank's model and gradient buffers as training does, but on the meta device, which has shapes and no bytes."""
+    from unittest.mock import patch
+
     import torch
 
     from megatron_poro.engine.launch import World
-    from megatron_poro.engine.platform import start_platform
+    from megatron_poro.engine.platform import Platform, start_platform
 
-    platform = start_platform(0)
+    platform, meta = start_platform(0), torch.device("meta")
+    from megatron_poro.engine import model as engine_model
     from megatron_poro.engine.groups import stop_groups
-    from megatron_poro.engine.model import build_chunks, build_transformer_config
+
+    describe = engine_model.build_transformer_config
+
+    def without_weights(*words: Any) -> Any:
+        transformer = describe(*words)
+        transformer.perform_initialization = False
+        return transformer
 
     _start_fake_groups(World(rank, layout.world_size, 0), layout, platform)
-    transformer = build_transformer_config(config, layout, platform)
-    transformer.perform_initialization = False
-    with torch.device("meta"):
-        chunks = build_chunks(transformer, config, torch.device("meta"))
-    weights = [weight for chunk in chunks for weight in chunk.parameters()]
+    with meta, patch.object(torch.cuda, "current_device", lambda: meta):
+        with patch.object(engine_model, "build_transformer_config", without_weights):
+            chunks = engine_model.build_model(config, layout, Platform(platform.kind, meta, platform.backend))
+        shard = sum(_shard_size(buffer) for chunk in chunks for buffer in chunk.buffers)
     stop_groups()
-    total = sum(weight.numel() for weight in weights)
+    weights = [weight for chunk in chunks for weight in chunk.module.parameters()]
     return RankCount(
         rank=rank,
         stage=locate_rank(rank, layout).pipeline,
-        parameters=total,
+        parameters=sum(weight.numel() for weight in weights),
         cut_parameters=sum(weight.numel() for weight in weights if weight.dim() > 1),  # norms are whole on every rank
-        optimizer_shard=-(-total // (layout.data * layout.context)),
+        optimizer_shard=shard,
     )
+
+
+def _shard_size(buffer: Any) -> int:
+    """Numbers of a gradient buffer that this rank's distributed optimizer keeps, by megatron-core's own division."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    ranges = DistributedOptimizer._build_gbuf_range_map(buffer)
+    return sum(part["param"].size for buckets in ranges.values() for bucket in buckets for part in bucket["param_map"].values())
 
 
 def _start_fake_groups(world: object, layout: Layout, platform: object) -> None:
