@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 from megatron_poro.config import ModelConfig, RunConfig, head_dim
-from megatron_poro.errors import LayoutError
 from megatron_poro.topology import Layout
 
 
@@ -82,35 +81,17 @@ def shape_of(model: ModelConfig) -> Shape:
 
 
 def job_of(config: RunConfig, layout: Layout) -> Job:
-    """The last and largest batch of a run file on this layout. Raises LayoutError where the batch does not divide."""
+    """A step of a run file on this layout, with the largest of its batches."""
     training = config.training
     batch = max([training.global_batch_size, *(ramp.global_batch_size for ramp in training.batch_ramp)])
-    return checked(
-        Job(
-            shape=shape_of(config.model),
-            layout=layout,
-            sequence_length=config.data.sequence_length,
-            micro_batch_size=training.micro_batch_size,
-            global_batch_size=batch,
-            method=Method(recompute=training.recompute, sequence_parallel=config.parallel.sequence),
-        )
+    return Job(
+        shape=shape_of(config.model),
+        layout=layout,
+        sequence_length=config.data.sequence_length,
+        micro_batch_size=training.micro_batch_size,
+        global_batch_size=batch,
+        method=Method(recompute=training.recompute, sequence_parallel=config.parallel.sequence),
     )
-
-
-def checked(job: Job) -> Job:
-    """The job, where it can run. Raises LayoutError that names the numbers."""
-    share = job.layout.data * job.micro_batch_size
-    if job.global_batch_size % share:
-        raise LayoutError(
-            f"data parallel size ({job.layout.data}) x training.micro_batch_size ({job.micro_batch_size}) = {share} does not "
-            f"divide training.global_batch_size ({job.global_batch_size}); use another number of nodes or batch size"
-        )
-    if job.layout.virtual_stages > 1 and job.num_microbatches % job.layout.pipeline:
-        raise LayoutError(
-            f"parallel.pipeline ({job.layout.pipeline}) does not divide the {job.num_microbatches} microbatches of a step, which "
-            f"parallel.virtual_stages ({job.layout.virtual_stages}) needs"
-        )
-    return job
 
 
 def on_layout(job: Job, layout: Layout) -> Job:

@@ -7,9 +7,11 @@ from pathlib import Path
 from megatron_poro.config import RunConfig, load_run, recipes, save_run, shapes
 from megatron_poro.config.load import parse_overrides, resolve
 from megatron_poro.config.parse import Plain, Problems, merge
+from megatron_poro.config.validate import find_problems
 from megatron_poro.errors import ConfigError, LayoutError
 from megatron_poro.planning.job import Job, job_of
-from megatron_poro.topology import Layout, build_layout
+from megatron_poro.topology import Layout
+from megatron_poro.training.start import layout_of
 
 STARTING_BATCH = {"sequence_length": 8192, "global_batch_size": 512}
 """Poro 2's, where `--model` stands alone; overrides change them."""
@@ -41,12 +43,8 @@ def has_layout(question: Question) -> bool:
 
 
 def job_on(config: RunConfig, world_size: int) -> Job:
-    """The config's job on so many devices. Raises LayoutError where it does not divide them."""
-    parallel = config.parallel
-    layout = build_layout(
-        parallel.tensor, parallel.pipeline, parallel.virtual_stages, world_size=world_size, context=parallel.context
-    )
-    return job_of(config, layout)
+    """The config's job on so many devices. Raises LayoutError or ConfigError where training would."""
+    return job_of(config, layout_of(config, world_size))
 
 
 def unplaced_job(config: RunConfig) -> Job:
@@ -71,9 +69,11 @@ def placed(config: RunConfig, job: Job) -> RunConfig:
 
 
 def write_run(config: RunConfig, path: Path) -> None:
-    """Write a run file that `poro train` takes. Raises LayoutError where there is one already."""
+    """Write a run file that `poro train` takes. Raises LayoutError where there is one, ConfigError where it would be refused."""
     if path.exists():
         raise LayoutError(f"--write {path}: exists; name a new file")
+    if problems := find_problems(config):
+        raise ConfigError([f"--write {path}: {problem}" for problem in problems])
     save_run(config, path)
 
 

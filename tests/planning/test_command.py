@@ -84,7 +84,8 @@ def test_the_searched_layout_becomes_a_run_file(capsys, tmp_path):
 def test_overrides_change_a_run_file(capsys, tmp_path):
     path = tmp_path / "run.toml"
     plan(capsys, *MODEL, *POROS, "--write", str(path))
-    assert plan_json(capsys, "plan", str(path), "--nodes", "256")["layout"]["data"] == 32
+    assert plan_json(capsys, "plan", str(path), "--nodes", "256", "parallel.data=0")["layout"]["data"] == 32
+    assert "parallel.data (16) does not fit" in refuse(capsys, "plan", str(path), "--nodes", "256")
     assert plan_json(capsys, "plan", str(path), "training.recompute=full")["memory"][0]["activations"] < 3e9
     assert plan_json(capsys, "plan", str(path), "--tokens", "1e9")["steps"] == 239
 
@@ -148,7 +149,7 @@ def test_a_cluster_of_ones_own(capsys, tmp_path):
         ((*MODEL[:-1], "1"), "no layout fits"),
         ((*MODEL[:-1], "7", *POROS), "= 64 does not divide world size 56"),
         ((*MODEL, "parallel.tensor=16"), "does not divide model.num_key_value_heads"),
-        ((*MODEL, *POROS, "training.global_batch_size=500"), "(1) = 16 does not divide training.global_batch_size (500)"),
+        ((*MODEL, *POROS, "training.global_batch_size=500"), "training.global_batch_size (500) is not a multiple of"),
         ((*MODEL, "--cluster", "local"), "no accelerators to plan with"),
         ((*MODEL, "--cluster", "generic-nvidia"), "no [hardware]"),
         ((*MODEL, "--scale", "4096..64"), "is not FIRST..LAST"),
