@@ -193,11 +193,14 @@ def predict(row: Row, machine: Machine) -> Prediction:
 def in_bracket(row: Row) -> tuple[float, float, float] | None:
     """TFLOP/s that a row reports, and the bracket of its device's published rates; None for rows that have none of these.
 
-    Where the layout is complete the bracket has its bubble. Columns that say less do not matter: a bracket needs no prediction.
+    Where the layout is complete the bracket has its bubble. It needs no prediction, so any program's rows are looked at; tokens are
+    turned into FLOPs with causal attention.
     """
     device = device_of(row)
     hardware = load_profile(CLUSTERS[device]).hardware if device else None
-    rate = _number(row, "tflops_per_gpu")
+    rate, tokens, shape = _number(row, "tflops_per_gpu"), _number(row, "tokens_s_gpu"), shape_of_row(row)
+    if not rate and tokens and shape and _whole(row, "seq"):
+        rate = tokens * model_flops(shape, _whole(row, "seq")).causal / 1e12
     if not (hardware and hardware.plateau_tflops and rate):
         return None
     low, high = min(hardware.plateau_tflops), max(hardware.plateau_tflops)

