@@ -46,7 +46,9 @@ def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--tasks-per-node", type=int, help="ranks of a node; by default its devices")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--elements", type=int, help="elements of the array")
-    length.add_argument("--days", type=float, help="days of training, from which the elements follow, with two to spare")
+    length.add_argument(
+        "--days", type=float, help="days of training, from which the elements follow, with two to spare; by default `poro plan`'s"
+    )
     parser.add_argument(
         "--time", metavar="[D-]HH:MM:SS", type=_minutes, help="time limit of an element; by default the partition's"
     )
@@ -133,6 +135,7 @@ def _launch(args: argparse.Namespace) -> int:
         raise LaunchError(f"{args.run_file}: a recipe of steps; add --pipeline")
     if args.cluster is None:
         raise LaunchError("--cluster: where? lumi, generic-nvidia, local, test, or a .toml file of your own")
+    days = _planned_days(args) if args.days is None and args.elements is None else args.days
     prepared = prepare(
         Request(
             run_file=args.run_file,
@@ -141,7 +144,7 @@ def _launch(args: argparse.Namespace) -> int:
             nodes=args.nodes,
             tasks_per_node=args.tasks_per_node,
             elements=args.elements,
-            days=args.days,
+            days=days,
             minutes=args.time,
             partition=args.partition,
             account=args.account,
@@ -163,6 +166,19 @@ def _launch(args: argparse.Namespace) -> int:
     what = f"{count(job.elements, 'element')} on {count(job.nodes, 'node')}"
     print(f"submitted {', '.join(job.ids)}: {what}; `poro status {job.directory}` shows them")
     return 0
+
+
+def _planned_days(args: argparse.Namespace) -> float | None:
+    """What `poro plan` says, for a cluster that it knows the rates of."""
+    from megatron_poro.planning.answer import Options, find, question_of
+    from megatron_poro.slurm.profile import load_profile
+
+    if load_profile(args.cluster).hardware is None:
+        return None
+    question = question_of(args.run_file, args.overrides, model="", tokens="")
+    days = find(question, Options(cluster=args.cluster, nodes=args.nodes)).plan.days
+    print(f"{days:.1f} days by `poro plan`; --days or --elements would say otherwise", file=sys.stderr)
+    return days
 
 
 def _status(args: argparse.Namespace) -> int:

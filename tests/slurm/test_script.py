@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shlex
 import shutil
@@ -288,3 +289,14 @@ def test_a_dry_run_tells_what_a_launch_would_be_refused_for(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
     local = poro("launch", path, "--cluster", "local", "--elements", "1", "--dry-run").stdout
     assert local.splitlines()[-1] == f"bash {tmp_path / 'run' / 'slurm' / 'job.sh'}   # up to 1 time"
+
+
+def test_without_days_the_elements_are_those_that_the_planner_says(tmp_path: Path) -> None:
+    path = write_inputs(tmp_path, parallel={"data": 8}, training={"tokens": 10**11, "steps": 0})
+    words = ("launch", path, "--cluster", "lumi", "--account", "project_1", "--dry-run")
+    planned = json.loads(poro("plan", path, "--cluster", "lumi", "--json").stdout)
+    said = poro(*words)
+    assert f"{planned['days']:.1f} days by `poro plan`" in said.stderr
+    minutes = 2880
+    elements = math.ceil(planned["days"] * 1440 / minutes) + 2
+    assert f"#SBATCH --array=0-{elements - 1}%1 " in said.stdout
