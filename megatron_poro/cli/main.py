@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from megatron_poro import __version__
-from megatron_poro.cli import convert, data, demo, doctor, launch, plan, report, train, wandb, watch
+from megatron_poro.cli import check, convert, data, demo, doctor, launch, plan, report, train, wandb, watch
 from megatron_poro.errors import USER_ERRORS
 
 USER_ERROR_CODE = 2
@@ -59,6 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"megatron_poro {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (demo, data, convert, plan, train, launch, watch, report, wandb, doctor):
+    for module in (demo, data, convert, plan, train, check, launch, watch, report, wandb, doctor):
         module.add_parser(commands)
     return parser

@@ -4,6 +4,7 @@ from megatron_poro.config.load import load_run, recipes, save_run, shapes
 from megatron_poro.config.schema import (
     RANDOM,
     CheckpointConfig,
+    ChecksConfig,
     DataConfig,
     DpoConfig,
     FaultsConfig,
@@ -24,6 +25,7 @@ from megatron_poro.config.schema import (
 __all__ = [
     "RANDOM",
     "CheckpointConfig",
+    "ChecksConfig",
     "DataConfig",
     "DpoConfig",
     "FaultsConfig",

@@ -211,6 +211,13 @@ class ObserveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChecksConfig:
+    """What `poro check` finds and is meant. Read by preflight."""
+
+    allow: tuple[str, ...] = setting('checks whose findings are meant, e.g. ["mix.epochs"]; they count as green', default=())
+
+
+@dataclass(frozen=True, kw_only=True)
 class SftConfig:
     """Supervised fine-tuning after the run. Read by post-training."""
 
@@ -250,6 +257,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = setting("start and saves")
     faults: FaultsConfig = setting("bad batches, hangs, slow ranks, corruption", default=FaultsConfig())
     observe: ObserveConfig = setting("metrics", default=ObserveConfig())
+    checks: ChecksConfig = setting("what `poro check` finds and is meant", default=ChecksConfig())
     sft: SftConfig | None = field(
         default=None, metadata={"help": "supervised fine-tuning; recorded, `poro train` does not read it"}
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from megatron_poro.config.sameness import differing_keys
 from megatron_poro.config.schema import ModelConfig
 from megatron_poro.conversion.card import write_card
 from megatron_poro.conversion.checksums import check_small_files, hash_files, write_checksums
@@ -30,7 +31,6 @@ from megatron_poro.conversion.opening import RELEASE, TRACKER, open_weights
 from megatron_poro.conversion.proof import PROOF, PROVED, Conversion, Effort
 from megatron_poro.conversion.table import pieces
 from megatron_poro.conversion.torch_dist import write_metadata
-from megatron_poro.conversion.verify import differing_keys
 from megatron_poro.conversion.weights import Cast, Weights, total_bytes
 from megatron_poro.errors import ConversionError
 from megatron_poro.topology import Layout

@@ -14,9 +14,10 @@ import torch
 
 from data_indexing.progress import Advance, progress
 from megatron_poro import __version__
+from megatron_poro.config.sameness import differing_keys
 from megatron_poro.conversion.hf_config import ignored_keys
 from megatron_poro.conversion.huggingface import HuggingFaceModel
-from megatron_poro.conversion.verify import check_sums, checked_bytes, compare, differing_keys, hash_weights
+from megatron_poro.conversion.verify import check_sums, checked_bytes, compare, hash_weights
 from megatron_poro.conversion.weights import Cast, Weights, total_bytes
 from megatron_poro.errors import ConversionError
 

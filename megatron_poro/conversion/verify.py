@@ -1,21 +1,18 @@
 """Are two directories the same model? Each may be of any format."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from data_indexing.progress import Advance, progress
-from megatron_poro.config.schema import ModelConfig, head_dim
+from megatron_poro.config.sameness import differing_keys
 from megatron_poro.conversion.arrays import Record
 from megatron_poro.conversion.opening import knows_its_vocabulary, open_weights, padded_vocabulary
 from megatron_poro.conversion.table import Piece, pieces
 from megatron_poro.conversion.torch_archive import check_records
 from megatron_poro.conversion.weights import Weights, digest, total_bytes
 from megatron_poro.conversion.work import Tell, run_jobs
-
-NOT_MATHEMATICS = ("shape", "max_position_embeddings", "initializer_std")
 
 
 def verify(one: Path, other: Path, *, vocab_size: int | None = None, workers: int = 1) -> list[str]:
@@ -106,16 +103,3 @@ def _check_job(records: list[Record]) -> Callable[[Tell], None]:
             tell(count, "checksums of the source")
 
     return check
-
-
-def differing_keys(first: ModelConfig, second: ModelConfig) -> list[str]:
-    """The keys that make two models compute different things, one line each."""
-    one, other = _mathematics(first), _mathematics(second)
-    return [f"model.{key}: {one[key]} against {other[key]}" for key in one if one[key] != other[key]]
-
-
-def _mathematics(model: ModelConfig) -> dict[str, Any]:
-    keys = asdict(model) | {"head_dim": head_dim(model)}
-    if model.rope_scaling_factor == 1:
-        keys |= dict.fromkeys(("rope_low_freq_factor", "rope_high_freq_factor", "rope_original_length"))
-    return {key: value for key, value in keys.items() if key not in NOT_MATHEMATICS}

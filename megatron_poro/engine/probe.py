@@ -13,12 +13,16 @@ from megatron_poro.engine.platform import Platform
 
 
 class DeviceProbe:
-    """Matrix products of a fixed size: about 1.6 GFLOP on a CPU, about 0.5 TFLOP in bf16 on an accelerator, some 10 ms."""
+    """Matrix products of a fixed size: about 1.6 GFLOP on a CPU, about 0.5 TFLOP in bf16 on an accelerator, some 10 ms.
 
-    def __init__(self, platform: Platform) -> None:
+    Another `size` than 0 is for larger products, whose rate comes nearer to what a device can do.
+    """
+
+    def __init__(self, platform: Platform, *, size: int = 0) -> None:
         self._is_cpu = platform.is_cpu
         self._device = platform.device
-        self._size, self._times = (256, 48) if platform.is_cpu else (2048, 32)
+        usual, self._times = (256, 48) if platform.is_cpu else (2048, 32)
+        self._size = size or usual
         self._dtype = torch.float32 if platform.is_cpu else torch.bfloat16
         self._seconds: list[float] = []
 
@@ -48,9 +52,9 @@ class DeviceProbe:
         return time.perf_counter() - started
 
 
-def measure_tflops(platform: Platform) -> float:
-    """What a matrix product reaches on this rank's device, in TFLOP/s, best of three."""
-    probe = DeviceProbe(platform)
+def measure_tflops(platform: Platform, *, size: int = 0) -> float:
+    """What a matrix product (of another `size` than the usual one) reaches on this rank's device, in TFLOP/s, best of three."""
+    probe = DeviceProbe(platform, size=size)
     return max(probe.measure() for _ in range(3))
 
 

@@ -1,0 +1,165 @@
+"""Ids, vocabulary, tokenizer, and the tokens around documents: all files alike, and like the model that reads them."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+
+from data_indexing.errors import DataError
+from data_indexing.manifest import Policy
+from data_indexing.reader import IndexedReader
+from megatron_poro.preflight.case import Case
+from megatron_poro.preflight.findings import Finding, green, not_checked, red, yellow
+
+MEGATRON_MULTIPLE = 128
+"""Megatron-LM pads the vocabulary to a multiple of this times the tensor ranks."""
+_BLOCKS, _BLOCK_TOKENS = 64, 4096
+_DOCUMENTS = 200
+
+
+def check_tokenizer(case: Case) -> Iterator[Finding]:
+    """One tokenizer made all files."""
+    records = {key: manifest.tokenizer for key, manifest in case.manifests.items() if manifest.tokenizer}
+    hashes = {record.sha256 for record in records.values()}
+    if len(hashes) > 1:
+        listed = ", ".join(f"{key} by {record.name} ({record.sha256[:12]})" for key, record in records.items())
+        yield red("tokens.tokenizer", f"different tokenizers: {listed}; tokenise all with the model's own")
+    elif len(records) < len(case.pairs):
+        lacking = ", ".join(key for key in case.pairs if key not in records)
+        yield not_checked("tokens.tokenizer", f"no manifest names the tokenizer of {lacking}")
+    else:
+        yield green("tokens.tokenizer", f"{next(iter(records.values())).name} for all files")
+
+
+def check_vocabulary(case: Case) -> Iterator[Finding]:
+    """model.vocab_size against the tokenizer; a padded one would be exported."""
+    ours = case.config.model.vocab_size
+    sizes = {manifest.tokenizer.vocab_size: key for key, manifest in case.manifests.items() if manifest.tokenizer}
+    if not sizes:
+        yield not_checked("tokens.vocabulary", f"model.vocab_size ({ours}): no manifest says how many ids the tokenizer has")
+        return
+    largest = max(sizes)
+    multiple = MEGATRON_MULTIPLE * case.config.parallel.tensor
+    if largest > ours:
+        yield red(
+            "tokens.vocabulary",
+            f"model.vocab_size ({ours}) is below the {largest} ids of the tokenizer of {sizes[largest]}; take the model's own "
+            "tokenizer",
+        )
+    elif ours > largest and ours == -(-largest // multiple) * multiple:
+        yield red(
+            "tokens.vocabulary",
+            f"model.vocab_size ({ours}) is the tokenizer's {largest} with padding rows (a multiple of {multiple}), which "
+            "exports would "
+            f"carry; set {largest}: the engine pads by itself",
+        )
+    elif ours > largest:
+        yield yellow(
+            "tokens.vocabulary", f"model.vocab_size ({ours}) has {ours - largest} rows that the tokenizer ({largest}) has no id for"
+        )
+    else:
+        yield green("tokens.vocabulary", f"{ours}, the tokenizer's")
+
+
+def check_ids(case: Case) -> Iterator[Finding]:
+    """The largest id in evenly spread blocks of each pair."""
+    vocab_size = case.config.model.vocab_size
+    largest = {key: found for key, path in case.pairs.items() if (found := _largest_id(path)) is not None}
+    for key, (found, limit) in largest.items():
+        if found >= vocab_size:
+            yield red(
+                "tokens.ids", f"{key}: holds id {found}, beyond model.vocab_size ({vocab_size}); it was made by another tokenizer"
+            )
+        elif limit < vocab_size - 1 and key not in case.manifests:
+            yield yellow(
+                "tokens.ids",
+                f"{key}: its number type ends at {limit}, model.vocab_size is {vocab_size}; made by another tokenizer?",
+            )
+    if largest and all(found < vocab_size for found, _ in largest.values()):
+        yield green("tokens.ids", f"all sampled ids of {len(largest)} pairs are below {vocab_size}")
+
+
+def _largest_id(path: str) -> tuple[int, int] | None:
+    """Largest of the sampled ids, and what the number type could hold; None where the pair cannot be read."""
+    try:
+        with closing(IndexedReader(path)) as reader:
+            last = max(reader.num_tokens - _BLOCK_TOKENS, 0)
+            starts = sorted({last * n // (_BLOCKS - 1) for n in range(_BLOCKS)})
+            blocks = [reader.read(start, min(_BLOCK_TOKENS, reader.num_tokens - start)) for start in starts]
+            return int(max(block.max(initial=0) for block in blocks)), int(np.iinfo(reader.dtype).max)
+    except (DataError, OSError, ValueError):
+        return None
+
+
+def check_policy(case: Case) -> Iterator[Finding]:
+    """BOS and end of document: as the recipe has them, the same in all files, and really there."""
+    policies = {key: manifest.policy for key, manifest in case.manifests.items() if manifest.policy}
+    if lacking := [key for key in case.pairs if key not in policies]:
+        yield not_checked("tokens.policy", f"no manifest says which tokens open and close documents of {', '.join(lacking)}")
+    faults = [*_against_recipe(case, policies), *_against_model(case, policies), *_against_files(case, policies)]
+    if len({(policy.bos_id, policy.eod_id) for policy in policies.values()}) > 1:
+        listed = ", ".join(f"{key} {_words(policy)}" for key, policy in policies.items())
+        faults.append(red("tokens.policy", f"different policies: {listed}; tokenise all alike"))
+    yield from faults
+    if policies and not faults:
+        yield green("tokens.policy", f"{_words(next(iter(policies.values())))} around each document")
+
+
+def _words(policy: Policy) -> str:
+    return (
+        f"BOS {policy.bos_id if policy.bos == 'document' else 'none'}, end {policy.eod_id if policy.eod == 'document' else 'none'}"
+    )
+
+
+def _against_recipe(case: Case, policies: dict[str, Policy]) -> Iterator[Finding]:
+    """Poro 2's documents begin with BOS and end with the end-of-text token, as `poro data tokenize --preset poro2` puts them."""
+    wants_both = case.config.recipe.startswith("poro2")
+    for key, policy in policies.items():
+        if wants_both and "none" in (policy.bos, policy.eod):
+            yield red(
+                "tokens.policy",
+                f"{key}: {_words(policy)}, but recipe {case.config.recipe} has both; `poro data tokenize --preset poro2`",
+            )
+        elif policy.eod == "none":
+            yield yellow(
+                "tokens.policy", f"{key}: no token ends a document, so documents run into each other; tokenise with --eod document"
+            )
+
+
+def _against_model(case: Case, policies: dict[str, Policy]) -> Iterator[Finding]:
+    """The start checkpoint remembers the ids of the model's tokenizer."""
+    ids: dict[str, Any] = (case.initial_model[1].get("token_ids") or {}) if case.initial_model else {}
+    for key, policy in policies.items():
+        for name, found in (("bos_token_id", policy.bos_id), ("eos_token_id", policy.eod_id)):
+            known = ids.get(name)
+            if found is not None and known is not None and found not in (known if isinstance(known, list) else [known]):
+                yield red(
+                    "tokens.policy",
+                    f"{key}: {name} is {found} in the token files, {known} in {case.initial}; take the model's tokenizer",
+                )
+
+
+def _against_files(case: Case, policies: dict[str, Policy]) -> Iterator[Finding]:
+    """What the first documents really begin and end with."""
+    for key, policy in policies.items():
+        counts = _count_ends(case.pairs[key], policy)
+        for name, token, found, looked in counts or ():
+            if token is not None and found < looked:
+                yield red(
+                    "tokens.policy",
+                    f"{key}: {looked - found} of the first {looked} documents have no {name} {token}, though the manifest says so; "
+                    "tokenise again",
+                )
+
+
+def _count_ends(path: str, policy: Policy) -> list[tuple[str, int | None, int, int]] | None:
+    try:
+        with closing(IndexedReader(path)) as reader:
+            documents = [reader.document(n) for n in range(min(_DOCUMENTS, reader.num_documents))]
+    except (DataError, OSError, ValueError, IndexError):
+        return None
+    full = [document for document in documents if document.size]
+    first = sum(int(document[0]) == policy.bos_id for document in full)
+    last = sum(int(document[-1]) == policy.eod_id for document in full)
+    return [("BOS", policy.bos_id, first, len(full)), ("end", policy.eod_id, last, len(full))]
