@@ -40,10 +40,12 @@ def _count(text: str) -> int:
 def _check(args: argparse.Namespace) -> int:
     from megatron_poro.preflight.check import Question, check_run
     from megatron_poro.preflight.findings import GREEN, RED, render, render_json, worst
-    from megatron_poro.preflight.node import check_node
+    from megatron_poro.preflight.node import check_node, exclude_line
 
     question = Question(args.run_file, tuple(args.overrides), args.cluster, args.nodes, args.script, args.hash)
     findings = check_node(question) if args.node else check_run(question)
     print(render_json(findings) if args.json else render(findings, coloured=sys.stdout.isatty()))
+    if args.node and not args.json and (line := exclude_line(findings)):
+        print(line)
     refused = worst(findings) == RED or (args.strict and worst(findings) != GREEN)
     return USER_ERROR_CODE if refused else 0

@@ -2,13 +2,13 @@
 
     srun --nodes=4 --ntasks-per-node=1 poro check RUN.toml --node --cluster lumi
 
-A bad node gives exit code 2 and a line `HOST REASON` for an exclude list.
+A bad node gives exit code 2, and its last line is `HOST REASON`, for an exclude list.
 """
 
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megatron_poro.config import load_run
@@ -39,10 +39,10 @@ SLOW_MB, DEAD_MB = 200.0, 20.0
 
 
 def check_node(question: Question) -> list[Finding]:
-    """What this node has, and how fast; the last line is for an exclude list where anything is red. Loads torch."""
+    """What this node has, and how fast. Loads torch."""
     config = load_run(question.run_file, question.overrides)
     profile = load_profile(question.cluster or "local")
-    found = [
+    return [
         *run_guarded("node.devices", lambda: _check_devices(profile)),
         *run_guarded("node.rate", _check_rate),
         *run_guarded(
@@ -50,10 +50,12 @@ def check_node(question: Question) -> list[Finding]:
         ),
         *run_guarded("node.local_disk", lambda: _check_disk("node.local_disk", Path(tempfile.gettempdir()))),
     ]
-    bad = [finding for finding in found if finding.colour == RED]
-    if not bad:
-        return [*found, green("node.exclude", f"{node_name()} is fit")]
-    return [*found, red("node.exclude", f"{node_name()} {'; '.join(finding.text for finding in bad)}")]
+
+
+def exclude_line(found: Sequence[Finding]) -> str:
+    """This node's name and what is wrong with it; empty where nothing is."""
+    bad = [finding.text for finding in found if finding.colour == RED]
+    return f"{node_name()} {'; '.join(bad)}" if bad else ""
 
 
 def _check_devices(profile: Profile) -> Iterator[Finding]:

@@ -9,8 +9,8 @@ from megatron_poro.config import recipes
 from megatron_poro.preflight.case import Case
 from megatron_poro.preflight.findings import Finding, green, yellow
 
-FREE = {"parallel", "training.micro_batch_size", "training.steps", "model.shape"}
-"""What does not change what is learned, or is compared in tokens."""
+FREE = {"parallel", "training.micro_batch_size", "training.steps", "model.shape", "sft.packing"}
+"""What does not change what is learned, or is looked at apart."""
 _CARDS = "Poro 2's model cards and playbook"
 
 

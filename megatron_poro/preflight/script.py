@@ -18,7 +18,7 @@ LONG = {
 _ASSIGNMENT = re.compile(r"(?:SINGULARITYENV_|APPTAINERENV_)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:\{(\w+)(?::?-([^}]*))?\}|(\w+))")
 _ENDS = ("&", "&&", "|", "||", ";")
-_MAX_BYTES = 2**20
+_MAX_BYTES, _LONGEST_NAME = 2**20, 4096
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class JobScript:
 def read_script(path: Path) -> JobScript:
     """The script, and the shell scripts beside it that it calls. Raises OSError when it cannot be read."""
     raw = _read(path)
-    called = [path.parent / name for name in dict.fromkeys(re.findall(r"[\w./-]+\.sh\b", raw)) if (path.parent / name).is_file()]
+    names = (word.strip("\"';()") for word in raw.split() if len(word) < _LONGEST_NAME)
+    called = [path.parent / name for name in dict.fromkeys(names) if name.endswith(".sh") and (path.parent / name).is_file()]
     texts = [_join(raw), *(_join(_read(each)) for each in called if each.resolve() != path.resolve())]
     return JobScript(path, dict(_options(raw)), "\n".join(texts))
 

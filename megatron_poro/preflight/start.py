@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_poro.config.sameness import differing_keys
+from megatron_poro.errors import CheckpointError
 from megatron_poro.preflight.case import Case, count_parameters
 from megatron_poro.preflight.findings import Finding, green, not_checked, red, size, yellow
 
@@ -180,11 +181,11 @@ def _needed(case: Case) -> Path | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none. Raises OSError, or ValueError that names the file."""
+    """A JSON object; empty where there is none. Raises OSError, or CheckpointError where it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy or convert it again") from None
+        raise CheckpointError(f"{path} is damaged ({error}); copy or convert it again") from None
     return content if isinstance(content, dict) else {}

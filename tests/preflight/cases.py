@@ -1,4 +1,4 @@
-"""A tiny run with all that `poro check` looks at, as it should be: token files with manifests, a start checkpoint, a launch, measures.
+"""A tiny run with all that `poro check` looks at, as it should be: token files, manifests, start checkpoint, launch, measures.
 
 Checkpoints are sizes and notes without weights: no check reads any.
 """
@@ -63,13 +63,15 @@ class Run:
         return [finding for finding in self.check(*overrides, **question) if finding.check == check]
 
 
-def write_pair(prefix: Path, *, seed: int = 0, ends: tuple[int, int] = (BOS, EOD), documents: int = 200, **changes: Any) -> None:
+def write_pair(prefix: Path, *, seed: int = 0, ends: tuple[int, int] = (BOS, EOD), documents: int = 130, **changes: Any) -> None:
     """A pair of predictable text, and its manifest with `changes`."""
     rng = np.random.Generator(np.random.PCG64(seed))
     lengths = rng.integers(50, 150, documents)
     with IndexedWriter(prefix, np.uint16) as writer:
         for length in lengths:
-            writer.add_document(np.array([ends[0], *rng.integers(3, 256, length), ends[1]], np.uint16))
+            text = rng.integers(3, 256, length + 2, np.uint16)
+            text[[0, -1]] = ends
+            writer.add_document(text)
     write_manifest(prefix, documents, int(lengths.sum()) + 2 * documents, **changes)
 
 
