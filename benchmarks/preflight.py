@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python benchmarks/preflight.py --folder SCRATCH [--documents 2000000] [--rounds 5]
 
-Poro 2's 8B recipe on 8 sources of so many documents each, 166 billion tokens in all: every .idx whole, every .bin a hole, a manifest
-beside each. Seconds of the command from its start to its exit, and of a process that only loads what the command loads; medians of the
-rounds, in turn. The last line is JSON.
+Poro 2's 8B recipe on 8 sources of so many documents each, 166 billion tokens in all: every .idx whole, every .bin a hole, a
+manifest beside each. Seconds of the command from its start to its exit, and of a process that only loads what the command loads;
+medians of the rounds, in turn. The last line is JSON.
 """
 
 import sys

@@ -139,7 +139,7 @@ def check_array(around: Surroundings) -> Iterator[Finding]:
     if script is None or (around.profile and around.profile.scheduler == "none"):
         return
     array = script.options.get("--array", "")
-    follows = array or "--dependency" in script.options or re.search(r"--dependency|scontrol requeue|--array", script.text)
+    follows = array or "--dependency" in script.options or re.search(r"--dependency|scontrol requeue|element begin", script.text)
     if not follows:
         yield yellow(
             "script.array",

@@ -79,7 +79,8 @@ def check_memory(case: Case) -> Iterator[Finding]:
     profile, layout = case.around.profile, layout_on(case)
     limit = profile.device_memory_gb if profile else 0.0
     if not limit or layout is None:
-        yield not_checked("layout.memory", NO_SIZE if layout is None else "how much memory a device has: give --cluster")
+        device = f"cluster {profile.name} does not say (device_memory_gb)" if profile else "give --cluster"
+        yield not_checked("layout.memory", NO_SIZE if layout is None else f"how much memory a device has: {device}")
         return
     planned, least = forecast(case).memory_bytes, least_memory(case, layout.data) / 1e9
     needed = planned / 1e9 if planned else least

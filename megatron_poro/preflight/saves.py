@@ -1,7 +1,9 @@
 """When the run saves: often enough to lose little, seldom enough to train, and always before the time limit."""
 
+import re
 from collections.abc import Iterator
 
+from megatron_poro.engine.paths import step_of
 from megatron_poro.preflight.case import Case
 from megatron_poro.preflight.findings import Finding, green, not_checked, red, size, yellow
 from megatron_poro.preflight.planner import NO_PLANNER, forecast
@@ -72,8 +74,19 @@ def check_limit(case: Case) -> Iterator[Finding]:
             "saves.limit", f"{text}, but checkpoint.save_every_steps is {every:,}: a failed element saves nothing; save more often"
         )
     else:
-        left = case.duration.num_steps / steps
-        yield green("saves.limit", f"{text}; the run takes {left:,.1f} elements")
+        yield _enough_elements(case, steps, text)
+
+
+def _enough_elements(case: Case, steps_of_element: float, text: str) -> Finding:
+    """The elements that the steps left take, against those of the job script's array."""
+    done = step_of(case.checkpoints[-1]) if case.checkpoints else 0
+    wanted = (case.duration.num_steps - done) / steps_of_element
+    text = f"{text}; {wanted:,.1f} elements for the {case.duration.num_steps - done:,} steps that are left"
+    array = re.fullmatch(r"(\d+)-(\d+)%1", case.around.script.options.get("--array", "") if case.around.script else "")
+    there = int(array[2]) - int(array[1]) + 1 if array else 0
+    if array and there < wanted:
+        return yellow("saves.limit", f"{text}, and --array has {there}; `poro launch --days` counts them")
+    return green("saves.limit", text)
 
 
 def check_lead(case: Case) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from data_indexing.errors import DataError
 from data_indexing.manifest import Policy
 from data_indexing.reader import IndexedReader
+from data_indexing.tokenizer import TextTokenizer, load_tokenizer
 from megatron_poro.preflight.case import Case
 from megatron_poro.preflight.findings import Finding, green, not_checked, red, yellow
 
@@ -19,17 +21,33 @@ _DOCUMENTS = 200
 
 
 def check_tokenizer(case: Case) -> Iterator[Finding]:
-    """One tokenizer made all files."""
+    """One tokenizer made all files, the one that lies with the model that the run starts from."""
     records = {key: manifest.tokenizer for key, manifest in case.manifests.items() if manifest.tokenizer}
     hashes = {record.sha256 for record in records.values()}
-    if len(hashes) > 1:
+    model = _model_tokenizer(case)
+    if model and hashes and hashes != {model.sha256}:
+        other = next(f"{key} by {record.name}" for key, record in records.items() if record.sha256 != model.sha256)
+        yield red(
+            "tokens.tokenizer",
+            f"{other}, another tokenizer than {model.name}'s beside checkpoint.initial; tokenise all with the model's own",
+        )
+    elif len(hashes) > 1:
         listed = ", ".join(f"{key} by {record.name} ({record.sha256[:12]})" for key, record in records.items())
         yield red("tokens.tokenizer", f"different tokenizers: {listed}; tokenise all with the model's own")
     elif len(records) < len(case.pairs):
         lacking = ", ".join(key for key in case.pairs if key not in records)
         yield not_checked("tokens.tokenizer", f"no manifest names the tokenizer of {lacking}")
     else:
-        yield green("tokens.tokenizer", f"{next(iter(records.values())).name} for all files")
+        own = ", that of the start checkpoint's model" if model else ""
+        yield green("tokens.tokenizer", f"{next(iter(records.values())).name} for all files{own}")
+
+
+def _model_tokenizer(case: Case) -> TextTokenizer | None:
+    """The tokenizer in the folder that the start checkpoint was converted from, where that lies beside it."""
+    name = case.initial_model[1].get("name") if case.initial_model else None
+    folder = case.initial.parent / Path(str(name)).name if case.initial and name else None
+    has_one = folder and any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model"))
+    return load_tokenizer(folder) if folder and has_one else None
 
 
 def check_vocabulary(case: Case) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""`poro check --node`: rates against expected ones, and the line for an exclude list. Devices and links are judged as by elements."""
+"""`poro check --node`: rates against expected ones, and the line for an exclude list. Devices are judged as by elements."""
 
 from pathlib import Path
 
