@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from megatron_poro.config import RunConfig, load_run
@@ -115,23 +116,12 @@ def check_run(question: Question, variables: Mapping[str, str] = os.environ) -> 
         found.append(not_checked("run.file", f"{len(CHECKS)} checks that need the run file; mend it first"))
     else:
         case = Case(question.run_file, config, read_plain(question.run_file), around, question.nodes, question.reads_all)
-        found = [green("run.file", f"{question.run_file}"), *_run_all({name: _on(check, case) for name, check in CHECKS.items()})]
-    outer = {name: _on_surroundings(check, around) for name, check in AROUND.items()}
-    outer["environment.known_bad"] = lambda: environment.check_known_bad(around, config)
-    found += [*launched, *_run_all(outer)]
+        found = [green("run.file", f"{question.run_file}")]
+        found += [finding for name, check in CHECKS.items() for finding in run_guarded(name, partial(check, case))]
+    outer: dict[str, Callable[[], Iterable[Finding]]] = {name: partial(check, around) for name, check in AROUND.items()}
+    outer["environment.known_bad"] = partial(environment.check_known_bad, around, config)
+    found += [*launched, *(finding for name, check in outer.items() for finding in run_guarded(name, check))]
     return _allow(found, config.checks.allow if config else ())
-
-
-def _on(check: Check, case: Case) -> Callable[[], Iterable[Finding]]:
-    return lambda: check(case)
-
-
-def _on_surroundings(check: Callable[[Surroundings], Iterable[Finding]], around: Surroundings) -> Callable[[], Iterable[Finding]]:
-    return lambda: check(around)
-
-
-def _run_all(checks: Mapping[str, Callable[[], Iterable[Finding]]]) -> list[Finding]:
-    return [finding for name, check in checks.items() for finding in run_guarded(name, check)]
 
 
 def run_guarded(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
@@ -151,33 +141,29 @@ def run_guarded(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[F
 
 def _allow(found: Sequence[Finding], allowed: Sequence[str]) -> list[Finding]:
     """What the run file says is meant becomes green, and says so."""
-    unknown = [
-        red("run.allow", f"checks.allow: {name!r} is no check; the names stand in each line as subject and check")
-        for name in allowed
-        if name not in NAMES
-    ]
-    return [
-        *unknown,
-        *(
-            replace(finding, colour=GREEN, text=f"allowed: {finding.text}")
-            if finding.check in allowed and finding.colour != GREEN
-            else finding
-            for finding in found
-        ),
-    ]
+    unknown = sorted(set(allowed) - NAMES.keys())
+    way_out = "the names stand in each line as subject and check, such as mix.epochs"
+    strange = [red("run.allow", f"checks.allow: {name!r} is no check; {way_out}") for name in unknown]
+    return strange + [_allowed(finding) if finding.check in allowed else finding for finding in found]
+
+
+def _allowed(finding: Finding) -> Finding:
+    return finding if finding.colour == GREEN else replace(finding, colour=GREEN, text=f"allowed: {finding.text}")
 
 
 def _look_around(question: Question, config: RunConfig | None, variables: Mapping[str, str]) -> tuple[Surroundings, list[Finding]]:
     """Cluster, script and environment; what was left of an earlier launch and cannot be read is a finding."""
-    if question.script:
-        try:
-            script, cluster, found = read_script(question.script), question.cluster, []
-        except OSError as error:
-            raise ConfigError([f"--script: {question.script}: {error.strerror}"]) from None
-    else:
-        script, cluster, found = _read_launch(config)
+    script, cluster, found = _read_asked(question.script) if question.script else _read_launch(config)
     profile = _profile_of(question.cluster or cluster, script)
     return Surroundings(profile, script, _environment_of(variables, profile, script)), found
+
+
+def _read_asked(path: Path) -> tuple[JobScript | None, str, list[Finding]]:
+    """The script that was asked about; it says no cluster."""
+    try:
+        return read_script(path), "", []
+    except OSError as error:
+        raise ConfigError([f"--script: {path}: {error.strerror}"]) from None
 
 
 def _read_launch(config: RunConfig | None) -> tuple[JobScript | None, str, list[Finding]]:

@@ -59,8 +59,8 @@ def check_manifests(case: Case) -> Iterator[Finding]:
         if manifest is None:
             yield yellow(
                 "data.manifests",
-                f"{key}: {manifest_path(path)} is missing: tokenizer, policy and origin of its tokens are not known; "
-                "`poro data tokenize` writes it",
+                f"{key}: {manifest_path(path)} is missing: tokenizer, policy and origin of its tokens are not known; `poro data "
+                "tokenize` writes it",
             )
         elif fault:
             yield red("data.manifests", f"{key}: {fault}; copy all three files again")

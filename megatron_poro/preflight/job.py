@@ -144,8 +144,7 @@ def check_array(around: Surroundings) -> Iterator[Finding]:
         yield yellow(
             "script.array",
             f"{script.path}: one element, no --array, no --dependency: the run ends at its time limit until somebody submits "
-            "again; "
-            "`poro launch` writes an array",
+            "again; `poro launch` writes an array",
         )
     elif array and not array.endswith("%1") and re.search(r"[-,]", array):
         yield red(

@@ -24,8 +24,8 @@ def check_epochs(case: Case) -> Iterator[Finding]:
     for source in repeated:
         epochs, index = float(source.read.epochs), _index(case, source)
         held = (
-            f"data.sources[{index}] ({source.read.name}): {source.read.tokens:,} tokens of the run come from "
-            f"{source.tokens:,} in its file"
+            f"data.sources[{index}] ({source.read.name}): {source.read.tokens:,} tokens of the run come from {source.tokens:,} in "
+            "its file"
         )
         if epochs > EPOCH_LIMIT:
             text = f"{held}, {epochs:.2f} epochs, above {EPOCH_LIMIT}; lower its weight, add text, or allow mix.epochs"
@@ -68,9 +68,8 @@ def check_sources(case: Case) -> Iterator[Finding]:
         merged = f", merged from {len(parts)} files" if len(parts) > 1 else ""
         yield yellow(
             "mix.sources",
-            f"data.sources: all text is one pair, {sources[0].path}{merged}: the ledger cannot tell what was read of what; "
-            "give each "
-            "kind of text a source and a weight",
+            f"data.sources: all text is one pair, {sources[0].path}{merged}: the ledger cannot tell what was read of what; give "
+            "each kind of text a source and a weight",
         )
     content = _contents(case)
     twice = [(one, other) for n, one in enumerate(content) for other in list(content)[:n] if content[one] == content[other]]
@@ -150,8 +149,8 @@ def check_share(case: Case) -> Iterator[Finding]:
         yield yellow(
             "heldout.share",
             f"source {source.read.name}: {source.held_out_tokens:,} of {source.tokens:,} tokens "
-            f"({source.held_out_tokens / source.tokens:.1%}) "
-            f"are held out and never trained on, above {MOST_HELD_OUT:.0%}; lower data.validation[].last_sequences",
+            f"({source.held_out_tokens / source.tokens:.1%}) are held out and never trained on, above {MOST_HELD_OUT:.0%}; lower "
+            "data.validation[].last_sequences",
         )
     if not large:
         total = sum(source.held_out_tokens for source in case.plan.sources)

@@ -16,7 +16,7 @@ from megatron_poro.errors import PoroError
 from megatron_poro.preflight.check import Question, run_guarded
 from megatron_poro.preflight.disk import existing_folder
 from megatron_poro.preflight.findings import RED, Finding, green, not_checked, red, yellow
-from megatron_poro.slurm.nodes import Measurement, judge, measure, node_name
+from megatron_poro.slurm.nodes import Measurement, judge, measure, measure_rates, node_name
 from megatron_poro.slurm.profile import Profile, load_profile
 
 EXPECTED_TFLOPS = {
@@ -74,23 +74,14 @@ def _words(found: Measurement, profile: Profile) -> str:
 
 def _check_rate() -> Iterator[Finding]:
     """Large products on each device, one after the other, against what such devices reach elsewhere."""
-    import torch
-
-    from megatron_poro.engine.platform import Platform
-    from megatron_poro.engine.probe import device_name, measure_tflops
-
-    if not torch.cuda.is_available():
-        rate = measure_tflops(Platform("cpu", torch.device("cpu"), "gloo"))
-        yield green("node.rate", f"no accelerator; products reach {rate:.3f} TFLOP/s in fp32 on a core's thread")
-        return
-    for number in range(torch.cuda.device_count()):
-        platform = Platform("accelerator", torch.device("cuda", number), "nccl")
-        torch.cuda.set_device(platform.device)
-        yield judge_rate(device_name(platform), measure_tflops(platform, size=PRODUCT_SIZE))
+    for device, rate in measure_rates(PRODUCT_SIZE):
+        yield judge_rate(device, rate)
 
 
 def judge_rate(device: str, rate: float) -> Finding:
     """A device's rate against the expected one of its kind."""
+    if device == "cpu":
+        return green("node.rate", f"no accelerator; products reach {rate:.3f} TFLOP/s in fp32 on the CPU")
     names = [name for name in EXPECTED_TFLOPS if name in device]
     if not names:
         return not_checked(

@@ -69,8 +69,7 @@ def check_post_training(case: Case) -> Iterator[Finding]:
         yield yellow(
             "recipe.post_training",
             "sft.packing (true): no key says that the loss leaves prompts out; Poro 2's trainer counted them, and a completion "
-            "mask that "
-            "packing drops is not seen; set it in the trainer and look at a packed batch",
+            "mask that packing drops is not seen; set it in the trainer and look at a packed batch",
             "https://github.com/huggingface/trl/issues/3728",
         )
     elif case.recipe and not changed:
@@ -83,9 +82,8 @@ def check_paths(case: Case) -> Iterator[Finding]:
     if found:
         yield yellow(
             "run.paths",
-            f"{found[0]}{f' and {len(found) - 1} more' * (len(found) > 1)} are absolute: nobody else can run this file as it "
-            "is, and nothing "
-            "in it can move; paths are relative to the run file",
+            f"{found[0]}{f' and {len(found) - 1} more' * (len(found) > 1)} are absolute: nobody else can run this file as it is, "
+            "and nothing in it can move; paths are relative to the run file",
         )
     else:
         yield green("run.paths", "relative to the run file")

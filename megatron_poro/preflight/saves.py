@@ -21,8 +21,7 @@ def check_interval(case: Case) -> Iterator[Finding]:
         yield yellow(
             "saves.interval",
             f"checkpoint.save_every_steps (0): nothing is saved but at the end of {case.duration.num_steps:,} steps or by a "
-            "signal; a failure loses "
-            "all; save about every hour",
+            "signal; a failure loses all; save about every hour",
         )
     elif not keep.asynchronous:
         yield yellow(

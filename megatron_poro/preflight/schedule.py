@@ -17,8 +17,7 @@ def check_warmup(case: Case) -> Iterator[Finding]:
         yield yellow(
             "schedule.warmup",
             "optimizer.warmup_fraction, warmup_steps and warmup_tokens are 0: the first step takes the peak rate with empty "
-            "moments; "
-            "warm up for a few per cent",
+            "moments; warm up for a few per cent",
         )
     elif share > LONGEST_WARMUP:
         yield yellow(
@@ -87,6 +86,5 @@ def _beyond_in_steps(case: Case) -> Iterator[Finding]:
         yield yellow(
             "schedule.points",
             f"checkpoint.keep_every_steps ({keep.keep_every_steps}) is no multiple of checkpoint.save_every_steps "
-            f"({keep.save_every_steps}): "
-            "most of those steps have no checkpoint to keep",
+            f"({keep.save_every_steps}): most of those steps have no checkpoint to keep",
         )

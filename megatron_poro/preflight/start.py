@@ -114,8 +114,7 @@ def check_positions(case: Case) -> Iterator[Finding]:
         yield yellow(
             "start.positions",
             f"model.max_position_embeddings ({ours}) is below the {there} of {case.initial}: exports would claim less than the "
-            "model can read "
-            f"(data.sequence_length is {case.config.data.sequence_length}); set {there}, or allow start.positions",
+            f"model can read (data.sequence_length is {case.config.data.sequence_length}); set {there}, or allow start.positions",
             "LumiOpen/poro2-scripts-dev, saver_llama_mistral.py",
         )
     else:
@@ -141,8 +140,7 @@ def check_precision(case: Case) -> Iterator[Finding]:
         yield yellow(
             "start.precision",
             f"checkpoint.initial: {path} holds {width:.1f} bytes a parameter, fp32, and training.precision is bf16: twice the "
-            "size; "
-            "`poro convert to-megatron --dtype bf16`",
+            "size; `poro convert to-megatron --dtype bf16`",
         )
     else:
         yield green("start.precision", f"{width:.1f} bytes a parameter for training.precision ({case.config.training.precision})")
@@ -156,17 +154,15 @@ def check_optimizer(case: Case) -> Iterator[Finding]:
     if path.resolve().is_relative_to(case.directory.resolve()):
         yield red(
             "start.optimizer",
-            f"checkpoint.initial ({path}) lies in run_directory ({case.directory}): a start from there drops Adam's moments "
-            "and the schedule, "
-            "and the warm-up begins again. Give the converted base model; the run finds its own checkpoints",
+            f"checkpoint.initial ({path}) lies in run_directory ({case.directory}): a start from there drops Adam's moments and "
+            "the schedule, and the warm-up begins again. Give the converted base model; the run finds its own checkpoints",
         )
     elif (path / "state.json").is_file() and not case.checkpoints:
         step = read_json(path / "state.json").get("step", 0)
         yield yellow(
             "start.optimizer",
             f"checkpoint.initial ({path}) is a training checkpoint of step {step}: its Adam moments and schedule are dropped, "
-            "and the warm-up begins "
-            "again; to go on with it, keep its run_directory",
+            "and the warm-up begins again; to go on with it, keep its run_directory",
         )
     else:
         yield green(

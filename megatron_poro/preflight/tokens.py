@@ -68,9 +68,8 @@ def check_vocabulary(case: Case) -> Iterator[Finding]:
     elif ours > largest and ours == -(-largest // multiple) * multiple:
         yield red(
             "tokens.vocabulary",
-            f"model.vocab_size ({ours}) is the tokenizer's {largest} with padding rows (a multiple of {multiple}), which "
-            "exports would "
-            f"carry; set {largest}: the engine pads by itself",
+            f"model.vocab_size ({ours}) is the tokenizer's {largest} with padding rows (a multiple of {multiple}), which exports "
+            f"would carry; set {largest}: the engine pads by itself",
         )
     elif ours > largest:
         yield yellow(
@@ -83,19 +82,19 @@ def check_vocabulary(case: Case) -> Iterator[Finding]:
 def check_ids(case: Case) -> Iterator[Finding]:
     """The largest id in evenly spread blocks of each pair."""
     vocab_size = case.config.model.vocab_size
-    largest = {key: found for key, path in case.pairs.items() if (found := _largest_id(path)) is not None}
-    for key, (found, limit) in largest.items():
-        if found >= vocab_size:
+    sampled = {key: pair for key, path in case.pairs.items() if (pair := _largest_id(path)) is not None}
+    for key, (largest, limit) in sampled.items():
+        if largest >= vocab_size:
             yield red(
-                "tokens.ids", f"{key}: holds id {found}, beyond model.vocab_size ({vocab_size}); it was made by another tokenizer"
+                "tokens.ids", f"{key}: holds id {largest}, beyond model.vocab_size ({vocab_size}); it was made by another tokenizer"
             )
         elif limit < vocab_size - 1 and key not in case.manifests:
             yield yellow(
                 "tokens.ids",
                 f"{key}: its number type ends at {limit}, model.vocab_size is {vocab_size}; made by another tokenizer?",
             )
-    if largest and all(found < vocab_size for found, _ in largest.values()):
-        yield green("tokens.ids", f"all sampled ids of {len(largest)} pairs are below {vocab_size}")
+    if sampled and all(largest < vocab_size for largest, _ in sampled.values()):
+        yield green("tokens.ids", f"all sampled ids of {len(sampled)} pairs are below {vocab_size}")
 
 
 def _largest_id(path: str) -> tuple[int, int] | None:
@@ -166,8 +165,8 @@ def _against_files(case: Case, policies: dict[str, Policy]) -> Iterator[Finding]
             if token is not None and found < looked:
                 yield red(
                     "tokens.policy",
-                    f"{key}: {looked - found} of the first {looked} documents have no {name} {token}, though the manifest says so; "
-                    "tokenise again",
+                    f"{key}: {looked - found} of the first {looked} documents have no {name} {token}, though the manifest says "
+                    "so; tokenise again",
                 )
 
 

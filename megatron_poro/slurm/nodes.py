@@ -7,11 +7,14 @@ import shutil
 import socket
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_poro.slurm.profile import Profile, load_profile
+
+if TYPE_CHECKING:
+    from megatron_poro.engine.platform import Platform
 
 Measurement = dict[str, Any]
 ROUNDS = 3
@@ -41,12 +44,10 @@ def measure(target: Path, profile: Profile) -> Measurement:
 def _measure_devices(found: Measurement) -> None:
     import torch
 
-    from megatron_poro.engine.platform import Platform
     from megatron_poro.engine.probe import DeviceProbe
 
     found["devices"] = torch.cuda.device_count()
-    platforms = [Platform("accelerator", torch.device("cuda", number), "nccl") for number in range(found["devices"])]
-    for platform in platforms or [Platform("cpu", torch.device("cpu"), "gloo")]:
+    for platform in _platforms():
         if not platform.is_cpu:
             torch.cuda.set_device(platform.device)
             found["memory_gb"].append(torch.cuda.get_device_properties(platform.device).total_memory / 1e9)
@@ -54,6 +55,29 @@ def _measure_devices(found: Measurement) -> None:
         for _ in range(ROUNDS):
             probe.measure()
         found["seconds"].append(probe.take_median())
+
+
+def measure_rates(product_size: int) -> Iterator[tuple[str, float]]:
+    """Name and TFLOP/s of each device, one by one, with products of that size; of the CPU where there is none."""
+    import torch
+
+    from megatron_poro.engine.probe import device_name, measure_tflops
+
+    for platform in _platforms():
+        if not platform.is_cpu:
+            torch.cuda.set_device(platform.device)
+        yield device_name(platform), measure_tflops(platform, size=0 if platform.is_cpu else product_size)
+
+
+def _platforms() -> list["Platform"]:
+    """This node's accelerators, or its CPU."""
+    import torch
+
+    from megatron_poro.engine.platform import Platform
+
+    numbers = range(torch.cuda.device_count())
+    found = [Platform("accelerator", torch.device("cuda", number), "nccl") for number in numbers]
+    return found or [Platform("cpu", torch.device("cpu"), "gloo")]
 
 
 def _link_state(link: str) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def run(tmp_path: Path) -> Run:
     return write_all(tmp_path, launched=False)
 
 
-def sentences(run: Run, *overrides: str, **question: object) -> list[str]:
+def sentences(run: Run, *overrides: str, **question: Any) -> list[str]:
     return [
         f"{f.text} {f.source}" for f in run.check(*overrides, **question) if f.check in ("environment.known_bad", "script.words")
     ]

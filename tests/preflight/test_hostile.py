@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from data_indexing.reader import IndexedReader
 from megatron_poro.errors import ConfigError
 from megatron_poro.preflight import check, files
 from megatron_poro.preflight.check import Question, check_run
@@ -63,7 +64,7 @@ def test_a_file_without_permission_is_named(name: str, run: Run) -> None:
 def test_a_pair_that_cannot_be_read_is_named_and_the_others_are_checked(
     error: OSError, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = files.IndexedReader
+    real = IndexedReader
 
     def open_pair(path: str) -> Any:
         if path.endswith("fi"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_poro.preflight import disk, machine
+from megatron_poro.preflight import disk
 from tests.preflight.cases import Run, write_all
 
 
@@ -18,14 +18,14 @@ def run(tmp_path: Path) -> Run:
 
 def test_a_clock_that_is_not_the_file_systems(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     real = time.time
-    monkeypatch.setattr(machine.time, "time", lambda: real() + 60)
+    monkeypatch.setattr("megatron_poro.preflight.machine.time.time", lambda: real() + 60)
     (found,) = run.of("machine.clock")
     assert found.colour == "yellow"
     assert "differ by 60.0 s, above 5" in found.text
 
 
 def test_a_locale_without_utf8(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.locale, "getpreferredencoding", lambda do_setlocale: "ISO-8859-1")
+    monkeypatch.setattr("megatron_poro.preflight.machine.locale.getpreferredencoding", lambda do_setlocale: "ISO-8859-1")
     (found,) = run.of("machine.locale")
     assert (found.colour, "LC_ALL=C.UTF-8" in found.text) == ("yellow", True)
 
@@ -111,7 +111,7 @@ def test_a_folder_without_the_right_to_write(run: Run, monkeypatch: pytest.Monke
     def refuse(**words: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(disk.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr("megatron_poro.preflight.disk.tempfile.NamedTemporaryFile", refuse)
     (found,) = run.of("disk.writable")
     assert (found.colour, "cannot be written (Permission denied)" in found.text) == ("red", True)
     (clock,) = run.of("machine.clock")
