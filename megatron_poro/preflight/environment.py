@@ -11,6 +11,7 @@ from megatron_poro.config import RunConfig
 from megatron_poro.config.parse import to_plain
 from megatron_poro.preflight.case import Setting, Surroundings
 from megatron_poro.preflight.findings import Finding, green, not_checked, red, yellow
+from megatron_poro.slurm.script import PLACEHOLDERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ def _report(entry: Entry, around: Surroundings) -> Finding:
     found = around.environment.get(entry.variable)
     what = entry.name
     if entry.script and around.script and (match := re.search(entry.script, around.script.text, re.MULTILINE)):
-        what = f"{around.script.path}: {match[0].strip()!r}"
+        what = f"{around.script.path.name}: {match[0].strip()!r}"
     elif found:
         what = f"{entry.variable}={found.value} in {found.where}"
     elif entry.variable:
@@ -164,26 +165,24 @@ def _number(version: str) -> tuple[int, ...]:
 
 def check_profile(around: Surroundings) -> Iterator[Finding]:
     """A script of one's own sets what the cluster's profile sets, each line of which has its reason."""
-    if around.script is None or around.profile is None:
+    script, profile = around.script, around.profile
+    if script is None or profile is None:
         return
-    faults = []
-    for variable in around.profile.environment:
-        found = around.script.settings.get(variable.name)
-        if found is None:
-            faults.append(
-                yellow(
-                    "environment.profile",
-                    f"{around.script.path} does not set {variable.name}={variable.value}: {variable.why}",
-                    variable.source,
-                )
-            )
-        elif "{" not in variable.value and found != variable.value:
-            text = (
-                f"{around.script.path} sets {variable.name}={found}, profile {around.profile.name} {variable.value}: {variable.why}"
-            )
-            faults.append(yellow("environment.profile", text, variable.source))
-    yield from faults
-    if not faults:
-        yield green(
-            "environment.profile", f"the {len(around.profile.environment)} variables of profile {around.profile.name} are set"
+    wanted = {variable.name: variable for variable in profile.environment}
+    missing = [f"{name}={wanted[name].value}" for name in wanted if name not in script.settings]
+    if missing:
+        text = f"{script.path.name} does not set {', '.join(missing)}, as profile {profile.name} does; export them"
+        yield yellow("environment.profile", f"{text} (`poro launch --dry-run` says what each is for)")
+    others = [name for name, variable in wanted.items() if _differs(script.settings.get(name), variable.value)]
+    for name in others:
+        text = (
+            f"{script.path.name} sets {name}={script.settings[name]}, profile {profile.name} {wanted[name].value}: "
+            f"{wanted[name].why}"
         )
+        yield yellow("environment.profile", text, wanted[name].source)
+    if not missing and not others:
+        yield green("environment.profile", f"the {len(wanted)} variables of profile {profile.name} are set")
+
+
+def _differs(found: str | None, wanted: str) -> bool:
+    return found is not None and found != wanted and not PLACEHOLDERS.search(wanted)

@@ -13,7 +13,7 @@ from megatron_poro.preflight.saves import signal_lead
 from megatron_poro.preflight.script import JobScript, minutes_of
 
 SHORT_LIMIT_MINUTES = 60
-_FILE = re.compile(r"[^\s$={}*?%]+\.(?:toml|ya?ml|py|sh|sbatch|sif)")
+_FILE = re.compile(r"[^\s$={}*?%`()']+\.(?:toml|ya?ml|py|sh|sbatch|sif)")
 
 
 def check_files(around: Surroundings) -> Iterator[Finding]:
@@ -24,7 +24,7 @@ def check_files(around: Surroundings) -> Iterator[Finding]:
     named = [word for word in dict.fromkeys(words) if _FILE.fullmatch(word) and "://" not in word and not word.startswith("-")]
     missing = [name for name in named if not _exists(name, around.script) and not _is_written_at_launch(name, around.script)]
     for name in missing:
-        yield red("script.files", f"{around.script.path}: {name} does not exist; the job would end at once")
+        yield red("script.files", f"{around.script.path.name}: {name} does not exist; the job would end at once")
     if not missing:
         yield green("script.files", f"{len(named)} files that {around.script.path.name} names are there")
 
@@ -47,17 +47,17 @@ def check_run(case: Case) -> Iterator[Finding]:
     if not words:
         yield yellow(
             "script.run",
-            f"{script.path}: no `poro train RUN.toml` in it, so what it trains cannot be compared with {case.run_file}",
+            f"{script.path.name}: no `poro train RUN.toml` in it, so what it trains cannot be compared with {case.run_file}",
         )
         return
     path, overrides = words[0], [word for word in words[1:] if "=" in word and not word.startswith("-")]
     found = next((each for each in (script.path.parent / path, Path(path)) if each.is_file()), None)
     if "$" in " ".join(words):
-        yield not_checked("script.run", f"{script.path} trains {' '.join(words)}, and only the job knows these variables")
+        yield not_checked("script.run", f"{script.path.name} trains {' '.join(words)}, and only the job knows these variables")
     elif found is None and _is_written_at_launch(path, script):
         yield not_checked("script.run", f"{path} is written by `poro launch`, from {case.run_file}")
     elif found is None:
-        yield red("script.run", f"{script.path} trains {path}, which does not exist")
+        yield red("script.run", f"{script.path.name} trains {path}, which does not exist")
     else:
         yield from _compare(case, script, load_run(found, overrides))
 
@@ -66,7 +66,7 @@ def _compare(case: Case, script: JobScript, other: RunConfig) -> Iterator[Findin
     here, there = dict(_leaves(to_plain(case.config))), dict(_leaves(to_plain(other)))
     changed = [key for key in here | there if here.get(key) != there.get(key) and not key.startswith("checks.")]
     for key in changed:
-        text = f"{script.path} trains with {key} = {there.get(key)}, {case.run_file.name} says {here.get(key)}"
+        text = f"{script.path.name} trains with {key} = {there.get(key)}, {case.run_file.name} says {here.get(key)}"
         yield red("script.run", f"{text}; launch again, or change one of them")
     if not changed:
         yield green("script.run", f"{script.path.name} trains what {case.run_file.name} says")
@@ -88,19 +88,22 @@ def check_size(case: Case) -> Iterator[Finding]:
     nodes, tasks = script.options.get("--nodes", ""), case.tasks_per_node
     faults = []
     if case.nodes and nodes.isdecimal() and int(nodes) != case.nodes:
-        faults.append(red("script.size", f"{script.path}: --nodes={nodes}, but {case.nodes} were asked for; change one of them"))
+        faults.append(
+            red("script.size", f"{script.path.name}: --nodes={nodes}, but {case.nodes} were asked for; change one of them")
+        )
     if profile and profile.devices_per_node and tasks and tasks != profile.devices_per_node:
         colour = red if tasks > profile.devices_per_node else yellow
         faults.append(
             colour(
                 "script.size",
-                f"{script.path}: --ntasks-per-node={tasks}, a node has {profile.devices_per_node} {profile.device}s: one rank each",
+                f"{script.path.name}: --ntasks-per-node={tasks}, a node has {profile.devices_per_node} {profile.device}s: one "
+                "rank each",
             )
         )
     partition = profile.find_partition(script.options.get("--partition", profile.partition)) if profile else None
     if partition and partition.max_nodes and nodes.isdecimal() and int(nodes) > partition.max_nodes:
         faults.append(
-            red("script.size", f"{script.path}: --nodes={nodes}, partition {partition.name} has at most {partition.max_nodes}")
+            red("script.size", f"{script.path.name}: --nodes={nodes}, partition {partition.name} has at most {partition.max_nodes}")
         )
     yield from faults
     if not faults:
@@ -117,17 +120,18 @@ def check_time(around: Surroundings) -> Iterator[Finding]:
     partition = profile.find_partition(script.options.get("--partition", profile.partition)) if profile else None
     longest = partition.max_minutes if partition else 0
     if minutes is None:
-        yield red("script.time", f"{script.path}: --time={given or '(none)'} is no time limit; write D-HH:MM:SS")
+        yield red("script.time", f"{script.path.name}: --time={given or '(none)'} is no time limit; write D-HH:MM:SS")
     elif longest and minutes > longest:
         yield red(
             "script.time",
-            f"{script.path}: --time={given} is {minutes} minutes, partition {partition.name if partition else ''} allows {longest}",
+            f"{script.path.name}: --time={given} is {minutes} minutes, partition {partition.name if partition else ''} allows "
+            f"{longest}",
         )
     elif minutes <= SHORT_LIMIT_MINUTES:
         more = f"; partition {partition.name} allows {longest} minutes" if partition and longest > minutes else ""
         yield yellow(
             "script.time",
-            f"{script.path}: --time={given} leaves {minutes} minutes, of which starting takes some; meant for trials{more}",
+            f"{script.path.name}: --time={given} leaves {minutes} minutes, of which starting takes some; meant for trials{more}",
         )
     else:
         yield green("script.time", f"{minutes} minutes an element")
@@ -143,13 +147,14 @@ def check_array(around: Surroundings) -> Iterator[Finding]:
     if not follows:
         yield yellow(
             "script.array",
-            f"{script.path}: one element, no --array, no --dependency: the run ends at its time limit until somebody submits "
+            f"{script.path.name}: one element, no --array, no --dependency: the run ends at its time limit until somebody submits "
             "again; `poro launch` writes an array",
         )
     elif array and not array.endswith("%1") and re.search(r"[-,]", array):
         yield red(
             "script.array",
-            f"{script.path}: --array={array} starts elements side by side, and they wait for one run directory; write {array}%1",
+            f"{script.path.name}: --array={array} starts elements side by side, and they wait for one run directory; write "
+            f"{array}%1",
         )
     else:
         yield green("script.array", f"elements follow each other ({array or 'by dependency'})")
@@ -165,12 +170,13 @@ def check_signal(case: Case) -> Iterator[Finding]:
         lost = f"up to checkpoint.save_every_steps ({every}) steps" if every else "all of its steps"
         yield (yellow if every else red)(
             "script.signal",
-            f"{script.path}: no --signal: at its time limit each element loses {lost}; add #SBATCH --signal=B:USR1@600 and a trap",
+            f"{script.path.name}: no --signal: at its time limit each element loses {lost}; add #SBATCH --signal=B:USR1@600 "
+            "and a trap",
         )
     elif option.startswith("B:") and not re.search(r"\btrap\b.*\bUSR[12]\b", script.text):
         yield red(
             "script.signal",
-            f"{script.path}: --signal={option} goes to the batch script, which has no trap for it and dies of it; pass it on",
+            f"{script.path.name}: --signal={option} goes to the batch script, which has no trap for it and dies of it; pass it on",
         )
     else:
         yield green("script.signal", f"{option}: the run saves {lead} s before the limit")
@@ -186,14 +192,15 @@ def check_requeue(around: Surroundings) -> Iterator[Finding]:
     if "--requeue" not in options and "scontrol requeue" not in script.text:
         faults.append(
             yellow(
-                "script.requeue", f"{script.path}: no --requeue: a node that fails ends the job; add it, with --open-mode=append"
+                "script.requeue",
+                f"{script.path.name}: no --requeue: a node that fails ends the job; add it, with --open-mode=append",
             )
         )
     elif options.get("--open-mode") != "append":
         faults.append(
             yellow(
                 "script.requeue",
-                f"{script.path}: --requeue without --open-mode=append: a second start overwrites the log of the first",
+                f"{script.path.name}: --requeue without --open-mode=append: a second start overwrites the log of the first",
             )
         )
     yield from faults

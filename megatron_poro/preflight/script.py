@@ -17,6 +17,8 @@ LONG = {
 """sbatch's short options that are looked at (man sbatch)."""
 _ASSIGNMENT = re.compile(r"(?:SINGULARITYENV_|APPTAINERENV_)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:\{(\w+)(?::?-([^}]*))?\}|(\w+))")
+_SHELL_SCRIPT = re.compile(r"((?:[\w.-]+/)*[\w.-]+\.sh)\b")
+_FOLDER_VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})/")
 _ENDS = ("&", "&&", "|", "||", ";")
 _MAX_BYTES, _LONGEST_NAME = 2**20, 4096
 
@@ -70,8 +72,9 @@ class JobScript:
 def read_script(path: Path) -> JobScript:
     """The script, and the shell scripts beside it that it calls. Raises OSError when it cannot be read."""
     raw = _read(path)
-    names = (word.strip("\"';()") for word in raw.split() if len(word) < _LONGEST_NAME)
-    called = [path.parent / name for name in dict.fromkeys(names) if name.endswith(".sh") and (path.parent / name).is_file()]
+    words = (_FOLDER_VARIABLE.sub("", word) for word in raw.split() if len(word) < _LONGEST_NAME)
+    names = (match[1] for word in words if (match := _SHELL_SCRIPT.search(word)))
+    called = [path.parent / name for name in dict.fromkeys(names) if (path.parent / name).is_file()]
     texts = [_join(raw), *(_join(_read(each)) for each in called if each.resolve() != path.resolve())]
     return JobScript(path, dict(_options(raw)), "\n".join(texts))
 

@@ -296,7 +296,10 @@ BREAKS = [
         before=script(("hsn0,hsn1,hsn2,hsn3   #", "eth0   #")),
     ),
     Break(
-        "environment.profile", "yellow", r"does not set HSA_ENABLE_SDMA=0", before=script(("export HSA_ENABLE_SDMA", ": dropped"))
+        "environment.profile",
+        "yellow",
+        r"does not set HSA_ENABLE_SDMA=0, as profile",
+        before=script(("export HSA_ENABLE_SDMA", ": dropped")),
     ),
     Break("wandb.mode", "yellow", r"wandb_project: empty", ('observe.wandb_project=""',)),
 ]

@@ -76,9 +76,12 @@ def test_a_comment_sets_nothing_and_an_override_is_no_variable(tmp_path: Path) -
     assert script.training == ["run.toml", "run_directory=runs/a", "training.steps=3"]
 
 
-def test_a_launcher_beside_the_script_is_read_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line", ["srun ./launcher.sh poro", 'l="$PWD/launcher.sh"; srun "$l"', "source ${HERE}/launcher.sh;", "srun bash launcher.sh"]
+)
+def test_a_launcher_beside_the_script_is_read_too(line: str, tmp_path: Path) -> None:
     (tmp_path / "launcher.sh").write_text("export NCCL_X=PHB\n")
-    assert script_of(tmp_path, "srun ./launcher.sh poro\n").settings == {"NCCL_X": "PHB"}
+    assert script_of(tmp_path, f"{line}\n").settings["NCCL_X"] == "PHB"
 
 
 def test_our_own_scripts_are_understood(tmp_path: Path) -> None:
