@@ -84,6 +84,7 @@ AROUND: Mapping[str, Callable[[Surroundings], Iterable[Finding]]] = {
     "script.files": job.check_files,
     "script.time": job.check_time,
     "script.array": job.check_array,
+    "script.account": job.check_account,
     "script.requeue": job.check_requeue,
     "environment.profile": environment.check_profile,
 }

@@ -11,6 +11,8 @@ from megatron_poro.config import RunConfig
 from megatron_poro.config.parse import to_plain
 from megatron_poro.preflight.case import Setting, Surroundings
 from megatron_poro.preflight.findings import Finding, green, not_checked, red, yellow
+from megatron_poro.slurm.profile import NAMES as CLUSTERS
+from megatron_poro.slurm.profile import load_profile
 from megatron_poro.slurm.script import PLACEHOLDERS
 
 
@@ -56,10 +58,14 @@ def check_known_bad(around: Surroundings, config: RunConfig | None) -> Iterator[
 
 
 def _of_cluster(around: Surroundings) -> Iterator[Finding]:
-    for bad in around.profile.known_bad if around.profile else ():
+    """The cluster's own entries; where no cluster is named, those of all, which may not be meant."""
+    profiles = [around.profile] if around.profile else [load_profile(name) for name in CLUSTERS]
+    for name, bad in ((profile.name, bad) for profile in profiles for bad in profile.known_bad):
         found = around.environment.get(bad.name)
         if found and (not bad.values or found.value in bad.values):
-            yield red("environment.known_bad", f"{bad.name}={found.value} in {found.where}: {bad.why}; {bad.instead}", bad.source)
+            colour, where = (red, "") if around.profile else (yellow, f" on {name}")
+            text = f"{bad.name}={found.value} in {found.where}{where}: {bad.why}; {bad.instead}"
+            yield colour("environment.known_bad", text, bad.source)
 
 
 def _report(entry: Entry, around: Surroundings) -> Finding:

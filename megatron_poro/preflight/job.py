@@ -173,13 +173,32 @@ def check_signal(case: Case) -> Iterator[Finding]:
             f"{script.path.name}: no --signal: at its time limit each element loses {lost}; add #SBATCH --signal=B:USR1@600 "
             "and a trap",
         )
-    elif option.startswith("B:") and not re.search(r"\btrap\b.*\bUSR[12]\b", script.text):
+    elif option.startswith("B:") and not re.search(rf"\btrap\b.*\b(?:SIG)?{re.escape(_signal_name(option))}\b", script.text):
         yield red(
             "script.signal",
             f"{script.path.name}: --signal={option} goes to the batch script, which has no trap for it and dies of it; pass it on",
         )
     else:
         yield green("script.signal", f"{option}: the run saves {lead} s before the limit")
+
+
+def _signal_name(option: str) -> str:
+    """USR1 of B:SIGUSR1@600."""
+    return option.removeprefix("B:").partition("@")[0].removeprefix("SIG")
+
+
+def check_account(around: Surroundings) -> Iterator[Finding]:
+    """Who pays: some clusters refuse jobs that do not say."""
+    script, profile = around.script, around.profile
+    if script is None or profile is None or not profile.needs_account:
+        return
+    if "--account" in script.options or "SBATCH_ACCOUNT" in around.environment:
+        yield green("script.account", script.options.get("--account", "") or "by SBATCH_ACCOUNT")
+    else:
+        yield red(
+            "script.account",
+            f"{script.path.name}: no --account, and SBATCH_ACCOUNT is not set: {profile.name} refuses the job; add it",
+        )
 
 
 def check_requeue(around: Surroundings) -> Iterator[Finding]:

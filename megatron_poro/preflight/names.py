@@ -46,6 +46,7 @@ NAMES = {
     "script.size": "nodes and tasks fit the run and the cluster",
     "script.time": "its time limit is one that the partition has",
     "script.array": "elements follow each other, one at a time",
+    "script.account": "it says who pays, where that is asked for",
     "script.signal": "the run is told to save before the limit",
     "script.requeue": "a job whose node failed is queued again and keeps its log",
     "script.words": "nothing in it is known to go wrong",

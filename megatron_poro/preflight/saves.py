@@ -113,7 +113,7 @@ def check_lead(case: Case) -> Iterator[Finding]:
 
 
 def signal_lead(case: Case) -> int | None:
-    """Seconds before the limit at which the job script asks for its signal."""
+    """Seconds before the limit at which the job script asks for its signal: 60 where it does not say (man sbatch)."""
     option = case.around.script.options.get("--signal", "") if case.around.script else ""
-    lead = option.rpartition("@")[2]
-    return int(lead) if "@" in option and lead.isdecimal() else None
+    lead = option.partition("@")[2] or "60"
+    return int(lead) if option and lead.isdecimal() else None

@@ -1,6 +1,7 @@
 """The checkpoint that a run starts from: there, whole, proved, the right model, and nothing dropped in silence."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def find_damage(check: str, checkpoint: Path, *, reads_all: bool) -> Iterator[Fi
     faults = [text for name, entry in listed.items() if (text := _file_fault(checkpoint / name, entry))]
     if not faults and reads_all:
         faults = _find_changes(checkpoint)
-    yield from (red(check, f"{text}; copy or convert it again") for text in faults)
+    yield from (red(check, f"{text}; copy or convert it again, or ask for the right to read it") for text in faults)
     if not faults:
         total = sum(entry["bytes"] for entry in listed.values())
         yield green(check, f"{checkpoint}: {len(listed)} files, {size(total)}{', every byte as written' if reads_all else ''}")
@@ -67,6 +68,8 @@ def _file_fault(path: Path, entry: Any) -> str:
         return f"{path.parent / 'files.json'} is damaged: it gives {path.name} no size"
     except FileNotFoundError:
         return f"{path} is missing, though files.json lists it"
+    if not os.access(path, os.R_OK, effective_ids=True):
+        return f"{path} may not be read by you"
     return "" if found == said else f"{path} has {found} bytes, files.json says {said}"
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,32 +82,50 @@ def check_vocabulary(case: Case) -> Iterator[Finding]:
 
 
 def check_ids(case: Case) -> Iterator[Finding]:
-    """The largest id in evenly spread blocks of each pair."""
+    """Smallest and largest id in evenly spread blocks of each pair."""
     vocab_size = case.config.model.vocab_size
-    sampled = {key: pair for key, path in case.pairs.items() if (pair := _largest_id(path)) is not None}
-    for key, (largest, limit) in sampled.items():
-        if largest >= vocab_size:
-            yield red(
-                "tokens.ids", f"{key}: holds id {largest}, beyond model.vocab_size ({vocab_size}); it was made by another tokenizer"
-            )
-        elif limit < vocab_size - 1 and key not in case.manifests:
-            yield yellow(
-                "tokens.ids",
-                f"{key}: its number type ends at {limit}, model.vocab_size is {vocab_size}; made by another tokenizer?",
-            )
-    if sampled and all(largest < vocab_size for largest, _ in sampled.values()):
+    sampled = {key: sample for key, path in case.pairs.items() if (sample := _sample_ids(path)) is not None}
+    faults = [red("tokens.ids", f"{key}: {text}") for key, sample in sampled.items() if (text := sample.fault(vocab_size))]
+    yield from faults
+    for key, sample in sampled.items():
+        if sample.limit < vocab_size - 1 and key not in case.manifests:
+            text = f"{key}: its number type ends at {sample.limit}, model.vocab_size is {vocab_size}; made by another tokenizer?"
+            yield yellow("tokens.ids", text)
+    if not sampled:
+        yield not_checked("tokens.ids", "no token file can be read")
+    elif not faults:
         yield green("tokens.ids", f"all sampled ids of {len(sampled)} pairs are below {vocab_size}")
 
 
-def _largest_id(path: str) -> tuple[int, int] | None:
-    """Largest of the sampled ids, and what the number type could hold; None where the pair cannot be read."""
+@dataclass(frozen=True)
+class _Sample:
+    """Ids of a pair: the smallest and largest that were seen, and what the number type could hold; -1 for no whole numbers."""
+
+    smallest: int
+    largest: int
+    limit: int
+
+    def fault(self, vocab_size: int) -> str:
+        """What is wrong with them; empty when nothing is."""
+        if self.limit < 0:
+            return "its numbers are no whole ones, so no token ids; write the pair again"
+        if self.smallest < 0 or self.largest >= vocab_size:
+            strange = self.smallest if self.smallest < 0 else self.largest
+            return f"holds id {strange}, beyond model.vocab_size ({vocab_size}); it was made by another tokenizer"
+        return ""
+
+
+def _sample_ids(path: str) -> _Sample | None:
+    """Sampled ids of a pair; None where it cannot be read, which `data.files` says, or is empty."""
     try:
         with closing(IndexedReader(path)) as reader:
+            if reader.dtype.kind == "f":
+                return _Sample(0, 0, -1)
             last = max(reader.num_tokens - _BLOCK_TOKENS, 0)
             starts = sorted({last * n // (_BLOCKS - 1) for n in range(_BLOCKS)})
-            blocks = [reader.read(start, min(_BLOCK_TOKENS, reader.num_tokens - start)) for start in starts]
-            return int(max(block.max(initial=0) for block in blocks)), int(np.iinfo(reader.dtype).max)
-    except (DataError, OSError, ValueError):
+            ids = np.concatenate([reader.read(start, min(_BLOCK_TOKENS, reader.num_tokens - start)) for start in starts])
+            return _Sample(int(ids.min()), int(ids.max()), int(np.iinfo(reader.dtype).max)) if ids.size else None
+    except (DataError, OSError):
         return None
 
 
@@ -171,12 +191,13 @@ def _against_files(case: Case, policies: dict[str, Policy]) -> Iterator[Finding]
 
 
 def _count_ends(path: str, policy: Policy) -> list[tuple[str, int | None, int, int]] | None:
+    """How many of the first documents begin with BOS and end with the end token, and how many were looked at."""
     try:
         with closing(IndexedReader(path)) as reader:
-            documents = [reader.document(n) for n in range(min(_DOCUMENTS, reader.num_documents))]
-    except (DataError, OSError, ValueError, IndexError):
+            offsets = reader.document_offsets(0, min(_DOCUMENTS, reader.num_documents)).tolist()
+            spans = [(begin, end) for begin, end in pairwise(offsets) if begin < end]
+            first = sum(int(reader.read(begin, 1)[0]) == policy.bos_id for begin, _ in spans)
+            last = sum(int(reader.read(end - 1, 1)[0]) == policy.eod_id for _, end in spans)
+    except (DataError, OSError):
         return None
-    full = [document for document in documents if document.size]
-    first = sum(int(document[0]) == policy.bos_id for document in full)
-    last = sum(int(document[-1]) == policy.eod_id for document in full)
-    return [("BOS", policy.bos_id, first, len(full)), ("end", policy.eod_id, last, len(full))]
+    return [("BOS", policy.bos_id, first, len(spans)), ("end", policy.eod_id, last, len(spans))]

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_indexing.manifest import InputFile, Policy, TokenizerRecord
+from data_indexing.writer import IndexedWriter
 from tests.preflight.cases import BOS, EOD, Run, change_script, write_checkpoint, write_metrics, write_pair, write_start
 from tests.runs import REPOSITORY
 
@@ -71,6 +74,17 @@ def damaged_newest(run: Run) -> None:
     os.truncate(write_checkpoint(run, 8) / "__0_0.distcp", 10)
 
 
+def foreign(dtype: Any, token: int) -> Callable[[Run], None]:
+    """A pair of another number type, without a manifest."""
+
+    def work(run: Run) -> None:
+        (run.folder / "fi.json").unlink()
+        with IndexedWriter(run.folder / "fi", np.dtype(dtype)) as writer:
+            writer.add_document(np.full(9000, token, dtype))
+
+    return work
+
+
 def model_tokenizer(run: Run) -> None:
     (run.folder / "hf").mkdir()
     shutil.copy(REPOSITORY / "tests" / "cli" / "tokenizer.json", run.folder / "hf" / "tokenizer.json")
@@ -103,6 +117,15 @@ BREAKS = [
     Break("tokens.ids", "red", r"holds id 2\d\d, beyond model.vocab_size \(200\)", ("model.vocab_size=200",)),
     Break("tokens.policy", "red", r"130 of the first 130 documents have no BOS 1", before=pair("fi", ends=(5, EOD))),
     Break("tokens.policy", "yellow", r"no token ends a document", before=pair("fi", policy=Policy("document", BOS, "none", None))),
+    Break("tokens.ids", "red", r"fi\): holds id -5, beyond", before=foreign(np.int32, -5)),
+    Break("tokens.ids", "red", r"no whole ones", before=foreign(np.float32, 1)),
+    Break(
+        "tokens.ids",
+        "yellow",
+        r"its number type ends at 65535, model.vocab_size is 70000",
+        ("model.vocab_size=70000",),
+        before=remove("fi.json"),
+    ),
     Break(
         "tokens.policy",
         "red",
@@ -275,6 +298,12 @@ BREAKS = [
     ),
     Break("script.time", "red", r"\(none\) is no time limit", before=script(("--time=2-00:00:00", "--comment=x"))),
     Break("script.array", "red", r"side by side", before=script(("%1", ""))),
+    Break(
+        "script.account",
+        "red",
+        r"no --account, and SBATCH_ACCOUNT is not set: .* refuses",
+        before=script(("--account=", "--comment=")),
+    ),
     Break("script.signal", "red", r"has no trap", before=script(("trap ", ": "))),
     Break("script.requeue", "yellow", r"overwrites the log", before=script(("--open-mode=append", "--open-mode=truncate"))),
     Break(

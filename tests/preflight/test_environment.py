@@ -96,3 +96,8 @@ def test_without_a_cluster_the_partition_tells_it(run: Run) -> None:
     script = run.folder / "own.sh"
     script.write_text("#SBATCH -p standard-g\nexport NCCL_NET_GDR_LEVEL=SYS\n")
     assert any("NCCL_NET_GDR_LEVEL=SYS" in text for text in sentences(run, script=script, cluster=""))
+
+
+def test_without_any_cluster_what_hangs_on_one_is_yellow(run: Run) -> None:
+    (found,) = run.of("environment.known_bad", cluster="", variables={"NCCL_NET_GDR_LEVEL": "PHB"})
+    assert (found.colour, "on lumi: jobs of several nodes hang" in found.text) == ("yellow", True)

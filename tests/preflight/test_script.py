@@ -129,3 +129,20 @@ def test_the_script_of_a_dry_run_may_name_what_the_launch_will_write(tmp_path: P
     found = run.check(script=tmp_path / "dry.sh")
     assert {f.colour for f in found if f.check == "script.files"} == {"green"}
     assert any("is written by `poro launch`" in f.text for f in found if f.check == "script.run")
+
+
+@pytest.mark.parametrize(
+    ("option", "trap", "colour"),
+    [
+        ("B:USR1@600", "trap 'kill -USR1 $step' USR1", "green"),
+        ("B:SIGUSR2@600", "trap save SIGUSR2", "green"),
+        ("B:USR1", "trap save USR1", "green"),
+        ("USR1@600", "", "green"),
+        ("B:USR1@600", "trap save USR2", "red"),
+        ("B:USR1@600", "# trap save USR1", "red"),
+    ],
+)
+def test_a_signal_to_the_batch_script_needs_its_trap(option: str, trap: str, colour: str, tmp_path: Path) -> None:
+    run = write_all(tmp_path, launched=False)
+    (tmp_path / "own.sh").write_text(f"#SBATCH --signal={option}\n{trap}\nporo train run.toml\n")
+    assert [f.colour for f in run.of("script.signal", script=tmp_path / "own.sh")] == [colour]
