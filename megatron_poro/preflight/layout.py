@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from megatron_poro.errors import USER_ERRORS
 from megatron_poro.preflight.case import Case
 from megatron_poro.preflight.findings import Finding, green, not_checked, red, yellow
-from megatron_poro.preflight.planner import NO_PLANNER, forecast, least_memory
+from megatron_poro.preflight.planner import NO_RATES, forecast, least_memory
 from megatron_poro.topology import Layout
 from megatron_poro.training.start import layout_of, local_layout
 
@@ -82,8 +82,8 @@ def check_memory(case: Case) -> Iterator[Finding]:
         device = f"cluster {profile.name} does not say (device_memory_gb)" if profile else "give --cluster"
         yield not_checked("layout.memory", NO_SIZE if layout is None else f"how much memory a device has: {device}")
         return
-    planned, least = forecast(case).memory_bytes, least_memory(case, layout.data) / 1e9
-    needed = planned / 1e9 if planned else least
+    planned, least = forecast(case, layout).memory_bytes, least_memory(case, layout.data)
+    needed = (planned or least) / 2**30  # as vendors count the memory of devices
     what = "a rank needs" if planned else "weights, gradients and optimizer of a rank alone take"
     text = f"{what} {needed:.1f} GB of the {limit:g} GB of a {profile.device if profile else 'device'}"
     if needed > limit:
@@ -91,4 +91,4 @@ def check_memory(case: Case) -> Iterator[Finding]:
     elif planned:
         yield green("layout.memory", text)
     else:
-        yield not_checked("layout.memory", f"activations, for {NO_PLANNER}; {text}")
+        yield not_checked("layout.memory", f"activations, for {NO_RATES}; {text}")

@@ -1,10 +1,13 @@
-"""The seam to the planner: a run's memory and times. Until it is joined, what the run has measured, and a lower bound."""
+"""A run's memory and times before it starts: what the run has measured, else what the planner says of such a cluster."""
 
 from dataclasses import dataclass
 
+from megatron_poro.planning.job import job_of
+from megatron_poro.planning.plan import Wish, make_plan
 from megatron_poro.preflight.case import Case, count_parameters
+from megatron_poro.topology import Layout
 
-NO_PLANNER = "this release has no planner yet"
+NO_RATES = "the cluster's profile has no [hardware], which the planner goes by"
 
 
 @dataclass(frozen=True)
@@ -16,12 +19,22 @@ class Forecast:
     save_seconds: float | None = None
 
 
-def forecast(case: Case) -> Forecast:
+def forecast(case: Case, layout: Layout | None) -> Forecast:
     """What is known before the run starts. Measured times of this run win over any model."""
+    planned = _plan(case, layout)
     steps = [record["seconds"] for record in case.records if record["event"] == "step" and "seconds" in record]
     saves = [record["seconds"] for record in case.records if record["event"] == "checkpoint" and "seconds" in record]
     middle = sorted(steps[-1000:])[len(steps[-1000:]) // 2] if steps else None
-    return Forecast(step_seconds=middle, save_seconds=max(saves, default=None))
+    return Forecast(planned.memory_bytes, middle or planned.step_seconds, max(saves, default=planned.save_seconds))
+
+
+def _plan(case: Case, layout: Layout | None) -> Forecast:
+    profile = case.around.profile
+    if layout is None or profile is None or profile.hardware is None:
+        return Forecast()
+    nodes = case.nodes or max(layout.world_size // max(profile.devices_per_node, 1), 1)
+    plan = make_plan(case.config, job_of(case.config, layout), profile, Wish(nodes=nodes))
+    return Forecast(plan.needs_bytes, plan.time.seconds, plan.checkpoint_bytes / (plan.file_system.write_gbps * 1e9))
 
 
 def least_memory(case: Case, data_ranks: int) -> float:

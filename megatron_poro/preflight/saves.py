@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from megatron_poro.engine.paths import step_of
 from megatron_poro.preflight.case import Case
 from megatron_poro.preflight.findings import Finding, green, not_checked, red, size, yellow
-from megatron_poro.preflight.planner import NO_PLANNER, forecast
+from megatron_poro.preflight.layout import layout_on
+from megatron_poro.preflight.planner import NO_RATES, forecast
 from megatron_poro.slurm.size import LEAD_SAVES, TICK_SECONDS
 
 BLOCKING_SHARE = 0.05
 """Of the time: saves that training waits for should cost less."""
-NO_TIMES = f"{NO_PLANNER}, and this run has measured none"
+NO_TIMES = f"{NO_RATES}, and this run has measured none"
 
 
 def check_interval(case: Case) -> Iterator[Finding]:
@@ -35,7 +36,7 @@ def check_interval(case: Case) -> Iterator[Finding]:
 
 def check_time(case: Case) -> Iterator[Finding]:
     """Save time against the time between saves."""
-    every, times = case.config.checkpoint.save_every_steps, forecast(case)
+    every, times = case.config.checkpoint.save_every_steps, forecast(case, layout_on(case))
     if not every:
         return
     if times.save_seconds is None or times.step_seconds is None:
@@ -58,7 +59,7 @@ def check_time(case: Case) -> Iterator[Finding]:
 
 def check_limit(case: Case) -> Iterator[Finding]:
     """An element has a save within its time limit, and takes a step before its signal."""
-    limit, every, times = case.limit_minutes, case.config.checkpoint.save_every_steps, forecast(case)
+    limit, every, times = case.limit_minutes, case.config.checkpoint.save_every_steps, forecast(case, layout_on(case))
     if limit is None:
         return
     if times.step_seconds is None:
@@ -90,7 +91,7 @@ def _enough_elements(case: Case, steps_of_element: float, text: str) -> Finding:
 
 def check_lead(case: Case) -> Iterator[Finding]:
     """The signal comes early enough for the step that runs and a save as slow as any so far; Slurm may be a minute early."""
-    lead, times = signal_lead(case), forecast(case)
+    lead, times = signal_lead(case), forecast(case, layout_on(case))
     if lead is None:
         return
     profile, limit = case.around.profile, case.limit_minutes

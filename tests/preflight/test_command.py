@@ -27,10 +27,12 @@ def words(run: Run, *more: str) -> list[str]:
 
 def test_green_and_yellow_are_code_0_red_is_2_and_strict_takes_yellow_for_red(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(run)) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("0 red, 0 yellow, ")
+    assert main(words(run, "checkpoint.asynchronous=false")) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("0 red, 1 yellow, ")
-    assert main(words(run, "--strict")) == 2
-    assert main(words(run, "checks.allow=['layout.memory']", "--strict")) == 0
-    assert "allowed: not checked: activations" in capsys.readouterr().out
+    assert main(words(run, "checkpoint.asynchronous=false", "--strict")) == 2
+    assert main(words(run, "checkpoint.asynchronous=false", "checks.allow=['saves.interval']", "--strict")) == 0
+    assert "interval: allowed: " in capsys.readouterr().out
     assert main(words(run, "parallel.tensor=3")) == 2
     assert main(["check", str(run.folder / "none.toml")]) == 2
 
