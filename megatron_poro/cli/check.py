@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_poro.errors import USER_ERROR_CODE
+from megatron_poro.errors import USER_ERROR_CODE, LaunchError
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -41,7 +41,10 @@ def _check(args: argparse.Namespace) -> int:
     from megatron_poro.preflight.check import Question, check_run
     from megatron_poro.preflight.findings import GREEN, RED, render, render_json, worst
     from megatron_poro.preflight.node import check_node, exclude_line
+    from megatron_poro.slurm.pipeline import is_pipeline
 
+    if is_pipeline(args.run_file):
+        raise LaunchError(f"{args.run_file}: a recipe of steps; check the run file of each step that trains")
     question = Question(args.run_file, tuple(args.overrides), args.cluster, args.nodes, args.script, args.hash)
     findings = check_node(question) if args.node else check_run(question)
     print(render_json(findings) if args.json else render(findings, coloured=sys.stdout.isatty()))

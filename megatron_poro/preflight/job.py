@@ -6,7 +6,6 @@ from pathlib import Path
 
 from megatron_poro.config import RunConfig, load_run
 from megatron_poro.config.parse import Plain, to_plain
-from megatron_poro.errors import ConfigError
 from megatron_poro.preflight.case import Case, Surroundings
 from megatron_poro.preflight.findings import Finding, green, not_checked, red, yellow
 from megatron_poro.preflight.saves import signal_lead
@@ -225,14 +224,3 @@ def check_requeue(around: Surroundings) -> Iterator[Finding]:
     yield from faults
     if not faults:
         yield green("script.requeue", "queued again when a node fails, logs are appended to")
-
-
-def check_loading(case: Case) -> Iterator[Finding]:
-    """Raise ConfigError where the launched copy of the run file no longer parses; part of `script.run`."""
-    try:
-        yield from check_run(case)
-    except ConfigError as error:
-        yield red(
-            "script.run",
-            f"{case.around.script.path if case.around.script else ''}: what it trains does not load: {error.problems[0]}",
-        )

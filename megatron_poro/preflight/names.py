@@ -15,6 +15,7 @@ NAMES = {
     "mix.sources": "the mix is one of sources, not one merged file",
     "heldout.sets": "there is something to validate on",
     "heldout.disjoint": "held-out sets are not trained on",
+    "heldout.documents": "no document of a held-out pair stands in a source, by hash",
     "heldout.share": "no more is held out than validation needs",
     "recipe.keys": "what the run file changes of its recipe",
     "recipe.post_training": "sections sft and dpo against the recipe",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_indexing.manifest import InputFile, Policy, TokenizerRecord
+from data_indexing.reader import IndexedReader
 from data_indexing.writer import IndexedWriter
 from tests.preflight.cases import BOS, EOD, Run, change_script, write_checkpoint, write_metrics, write_pair, write_start
 from tests.runs import REPOSITORY
@@ -79,6 +80,16 @@ def held_out(**changes: Any) -> Callable[[Run], None]:
 def damaged_newest(run: Run) -> None:
     write_checkpoint(run, 4)
     os.truncate(write_checkpoint(run, 8) / "__0_0.distcp", 10)
+
+
+def first_documents_of_fi(run: Run) -> None:
+    """A held-out pair of some of a source's documents, in another number type."""
+    held_out()(run)
+    with IndexedReader(run.folder / "fi") as reader, IndexedWriter(run.folder / "some", np.dtype(np.int32)) as writer:
+        for n in range(7):
+            writer.add_document(reader.document(n).astype(np.int32))
+    for end in ("bin", "idx"):
+        (run.folder / f"some.{end}").rename(run.folder / f"held.{end}")
 
 
 def foreign(dtype: Any, token: int) -> Callable[[Run], None]:
@@ -175,6 +186,13 @@ BREAKS = [
         r"not checked: where data.validation\[0\] \(held\) came from",
         (VALIDATION,),
         before=lambda run: (held_out()(run), remove("held.json")(run)),
+    ),
+    Break(
+        "heldout.documents",
+        "red",
+        r"\(held\): 7 of its documents stand in source fi too",
+        (VALIDATION,),
+        before=first_documents_of_fi,
     ),
     Break("heldout.share", "yellow", r"above 1%", ('data.validation=[{name="fi", source="fi", last_sequences=50}]',)),
     Break(

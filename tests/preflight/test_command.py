@@ -76,6 +76,9 @@ def test_a_user_mistake_is_one_line(run: Run, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err.startswith("error: --script: ")
     assert main(["check", str(run.file), "--cluster", "mars"]) == 2
     assert "no such profile" in capsys.readouterr().err
+    (run.folder / "recipe.toml").write_text('directory = "r"\n[[steps]]\nname = "a"\nrun = "run.toml"\n')
+    assert main(["check", str(run.folder / "recipe.toml")]) == 2
+    assert "check the run file of each step" in capsys.readouterr().err
     for nodes in ("0", "x"):
         with pytest.raises(SystemExit) as stopped:
             main(words(run, "--nodes", nodes))

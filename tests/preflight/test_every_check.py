@@ -7,8 +7,8 @@ import pytest
 
 from megatron_poro.preflight.findings import GREEN
 from megatron_poro.preflight.names import NAMES
-from tests.preflight.breaks import BREAKS, Break
-from tests.preflight.cases import Run, colours, write_all, write_checkpoint
+from tests.preflight.breaks import BREAKS, VALIDATION, Break
+from tests.preflight.cases import Run, colours, write_all, write_checkpoint, write_pair
 
 
 @pytest.fixture
@@ -30,9 +30,12 @@ def test_a_run_that_is_as_it_should_be_is_green_and_every_check_answers(run: Run
     write_checkpoint(run)
     resumed = colours(run.check())
     piped = colours(run.check("parallel.pipeline=2", "training.global_batch_size=64"))
+    write_pair(run.folder / "held", seed=7)
+    apart = colours(run.check(VALIDATION))
+    assert apart["heldout.documents"] == apart["heldout.disjoint"] == {GREEN}
     recipes = {"recipe.keys", "recipe.post_training"}  # test_recipe.py
     silent = {"run.allow", "disk.quota", "script.words"}
-    assert found.keys() | resumed.keys() | piped.keys() == NAMES.keys() - recipes - silent
+    assert found.keys() | resumed.keys() | piped.keys() | apart.keys() == NAMES.keys() - recipes - silent
     assert resumed["resume.contract"] == resumed["resume.optimizer"] == piped["layout.bubble"] == {GREEN}
 
 
