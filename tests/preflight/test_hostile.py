@@ -11,9 +11,10 @@ import pytest
 
 from data_indexing.reader import IndexedReader
 from megatron_poro.errors import ConfigError
-from megatron_poro.preflight import check, files
+from megatron_poro.preflight import check, files, overlap
 from megatron_poro.preflight.check import Question, check_run
 from megatron_poro.preflight.findings import Finding, green, red, worst
+from tests.preflight.breaks import VALIDATION, first_documents_of_fi
 from tests.preflight.cases import Run, colours, write_all, write_checkpoint
 
 NAMES = ["fi.bin", "fi.idx", "fi.json", "start/model.json", "start/conversion.json", "start/files.json", "start/.metadata"]
@@ -146,6 +147,15 @@ def test_hash_finds_the_byte_that_sizes_do_not_show(run: Run, monkeypatch: pytes
     found = run.check(reads_all=True)
     assert any("fi: manifest: sha256 of the .bin" in f.text for f in found if f.check == "data.files")
     assert any("__0_0.distcp is damaged" in f.text for f in found if f.check == "start.files")
+
+
+def test_documents_of_large_files_are_compared_when_all_is_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "SMALL_BYTES", 0)
+    monkeypatch.chdir(run.folder)
+    first_documents_of_fi(run)
+    assert "--hash compares" in run.of("heldout.documents", VALIDATION)[0].text
+    (found,) = run.of("heldout.documents", VALIDATION, reads_all=True)
+    assert (found.colour, "7 of its documents stand in source fi" in found.text) == ("red", True)
 
 
 def test_a_check_that_yields_before_it_fails_keeps_what_it_said() -> None:
