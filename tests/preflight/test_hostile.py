@@ -19,7 +19,7 @@ from tests.preflight.cases import Run, colours, write_all, write_checkpoint
 
 NAMES = ["fi.bin", "fi.idx", "fi.json", "start/model.json", "start/conversion.json", "start/files.json", "start/.metadata"]
 NAMES += ["run/slurm/job.json", "run/slurm/job.sh", "run/slurm/run.toml", "run/metrics.jsonl"]
-CONTENTS = [b"", b"\0" * 64, b"{}", b"[]", b'{"format_version": 1}', b'{"files": {"a": 1}}', b'{"step": 4}', b"\xff\xfe", b"null"]
+CONTENTS = [b"", b"\0" * 64, b"{}", b'{"format_version": 1}', b'{"files": {"a": 1}}', b"\xff\xfe", b"null"]
 OF_CHECKPOINT = ["config.toml", "state.json", "files.json", "__0_0.distcp"]
 
 

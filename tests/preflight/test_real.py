@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from megatron_poro.conversion import to_megatron
 from tests.preflight.cases import Run, colours
 from tests.runs import poro, write_llama, write_run, write_tokens
 
@@ -9,7 +10,7 @@ from tests.runs import poro, write_llama, write_run, write_tokens
 def test_a_converted_model_and_a_trained_checkpoint_are_what_the_checks_expect(tmp_path: Path) -> None:
     write_tokens(tmp_path)
     write_llama(tmp_path / "hf")
-    poro("convert", "to-megatron", tmp_path / "hf", tmp_path / "start")
+    to_megatron(tmp_path / "hf", tmp_path / "start")
     run = Run(tmp_path)
     write_run(run.file, {"checkpoint": {"initial": "start"}})
     before = colours(run.check(cluster=""))
