@@ -159,10 +159,10 @@ def test_sequence_modes_are_refused(prefix):
         IndexedReader(prefix)
 
 
-@pytest.mark.parametrize("path", [idx_path, bin_path])
-def test_a_missing_file_is_named(prefix, path):
+@pytest.mark.parametrize(("path", "way"), [(idx_path, r"without \.bin or \.idx"), (bin_path, r"belongs to the \.idx beside it")])
+def test_a_missing_file_is_named(prefix, path, way):
     path(prefix).unlink()
-    with pytest.raises(DataError, match=rf"{path(prefix).name}: No such file.*without \.bin or \.idx"):
+    with pytest.raises(DataError, match=rf"{path(prefix).name}: No such file.*{way}"):
         IndexedReader(prefix)
 
 

@@ -123,7 +123,9 @@ def test_an_array_finishes_the_run_through_everything_that_ends_elements(
 
 def test_a_run_that_crashes_at_the_same_step_is_held_and_says_of_what(slurm: Slurm, tmp_path: Path) -> None:
     path = run_file(tmp_path, steps=30)
-    array = launch(slurm, path, "--elements", "6", "--brake", "2", *MINUTE, PORO_FAULT="raise@rank=1,step=4,phase=forward")
+    array = launch(
+        slurm, path, "--elements", "6", "--brake", "2", "--time", "0:10:00", PORO_FAULT="raise@rank=1,step=4,phase=forward"
+    )
     wait_until(lambda: num_notes(tmp_path / "run", "hold"), "the brake")
     told = status(slurm, tmp_path / "run")
     assert told["state"] == "held"
@@ -149,7 +151,7 @@ def test_stop_saves_and_ends_and_the_next_launch_goes_on(slurm: Slurm, tmp_path:
     wait_until(lambda: not slurm.run("squeue", "--noheader").stdout.strip(), "an empty queue")
     step = step_now(run)
     assert step_of(list_checkpoints(run)[-1]) == step < 4000
-    assert status(slurm, run)["state"] == "not in the queue"
+    assert status(slurm, run)["state"] == "stopped"
 
 
 @pytest.mark.parametrize("mode", ["--chain", "--requeue"])
@@ -184,7 +186,7 @@ def test_a_bad_node_is_named_and_left_out_before_training_starts(slurm: Slurm, t
     first, last = (record for record in read_notes(run) if record["event"] == "begin")
     assert slurm.nodes[0] in first["nodes"]
     assert slurm.nodes[0] not in last["nodes"]
-    assert num_notes(run, "requeue") == 1
+    assert num_notes(run, "requeue") >= 1  # the next element may begin there before it is kept off
 
 
 def test_a_controller_that_is_away_for_a_while_costs_nothing(slurm: Slurm, tmp_path: Path) -> None:
