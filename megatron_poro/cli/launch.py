@@ -16,6 +16,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _add_launch(commands)
     status = commands.add_parser("status", help="show where launched runs stand")
     status.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run directories or run files; several give a line each")
+    status.add_argument("--short", action="store_true", help="a line for each run, also for one")
     status.add_argument("--json", action="store_true", help="one JSON object, or a list of them for several runs")
     status.set_defaults(run=_status)
     for name, what in (
@@ -185,7 +186,7 @@ def _status(args: argparse.Namespace) -> int:
     from megatron_poro.slurm.pipeline import is_pipeline, pipeline_status, render_pipeline
     from megatron_poro.slurm.status import read_status, render, render_line
 
-    if len(args.runs) == 1:
+    if len(args.runs) == 1 and not args.short:
         if is_pipeline(args.runs[0]):
             print(json.dumps(pipeline_status(args.runs[0]), indent=1) if args.json else render_pipeline(args.runs[0]))
         else:

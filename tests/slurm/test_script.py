@@ -164,6 +164,7 @@ def test_what_was_never_launched_or_trained_is_named(tmp_path: Path) -> None:
     several = poro("status", path, tmp_path / "none", code=2)
     assert f"{tmp_path / 'run'}: done, step 4/4" in several.stdout
     assert "neither launched nor trained" in several.stderr
+    assert poro("status", "--short", path).stdout.startswith(f"{tmp_path / 'run'}: done, step 4/4")
     assert "the recipe says where" in poro("launch", "--pipeline", tmp_path / "r.toml", "--cluster", "test", code=2).stderr
 
 
