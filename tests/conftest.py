@@ -1,7 +1,8 @@
 """How tests are shared out to the workers that `make test` starts."""
 
-import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,8 +20,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Files(config, log)
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Elements of arrays have a minute each: beside another worker's tests they go first, where that may be asked for."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, 0 if item.nodeid.startswith("tests/slurm/") else 10)
+@pytest.fixture(autouse=True)
+def _alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A test that is marked `alone` has the machine for itself: those of other workers wait for it, and it for theirs."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    common, is_alone = tmp_path_factory.getbasetemp().parent, request.node.get_closest_marker("alone")
+    with open(common / "door", "w") as door, open(common / "room", "w") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)  # held by one that waits for the room, so that nobody else enters meanwhile
+        fcntl.flock(room, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield

@@ -62,6 +62,7 @@ def own_slurm(slurm: Slurm, small_disk: Path) -> Iterator[Slurm]:
     cluster.close()
 
 
+@pytest.mark.alone
 def test_an_array_finishes_the_run_through_everything_that_ends_elements(
     own_slurm: Slurm, small_disk: Path, tmp_path: Path
 ) -> None:
