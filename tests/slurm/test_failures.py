@@ -117,7 +117,7 @@ def test_an_array_that_no_file_knows_of_is_not_submitted_beside(fakes: Fakes, tm
         launched(tmp_path, fakes)
     assert read_status(tmp_path / "run").state == "waiting"
     assert "1 element cancelled" in cancel(tmp_path / "run")
-    assert fakes.called("scancel") == ["scancel 7"]
+    assert fakes.called("scancel") == ["scancel --state=PENDING 7"]
     (tmp_path / "run" / "slurm" / "job.json").unlink()  # damaged, and moved away as it says
     with pytest.raises(LaunchError, match="launched already: 7_0 is pending"):
         launched(tmp_path, fakes)
@@ -200,7 +200,8 @@ def test_a_run_on_this_machine_does_not_take_the_job_around_it_for_its_own(
     job = launched(tmp_path, fakes, cluster="local")
     monkeypatch.setenv("SLURM_JOB_ID", "99")
     assert element.begin(job.folder) == 0
-    cancel(tmp_path / "run")
+    with pytest.raises(LaunchError, match="runs without Slurm"):
+        cancel(tmp_path / "run")
     assert not fakes.called("scancel")
 
 
